@@ -1,0 +1,1 @@
+"""The loss language: formulas whose types are their free indices."""

@@ -1,0 +1,143 @@
+"""Loss expressions: immutable trees whose type is the set of their free indices."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from autoloss_jax.language.operators import INDICES, LEAVES, OPERATORS, REDUCTIONS, RELATIONS
+
+LITERAL = "literal"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A formula of the loss language, or a condition inside a `where=`.
+
+    Attributes:
+      op: a name of OPERATORS, LEAVES, REDUCTIONS, RELATIONS or INDICES, or "literal".
+      args: the arguments, as many as the operator takes.
+      value: the number of a literal.
+      where: for a reduction, the condition its documents must fulfil.
+    """
+
+    op: str
+    args: tuple["Expression", ...] = ()
+    value: float = 0.0
+    where: "Expression | None" = None
+
+    @cached_property
+    def indices(self) -> frozenset[str]:
+        """The free indices: a subset of {"i", "j"}; none for a loss."""
+        if self.op in LEAVES:
+            return LEAVES[self.op].indices
+        if self.op in INDICES:
+            return frozenset(self.op)
+        free = frozenset().union(*(arg.indices for arg in self.args))
+        if self.where is not None:
+            free |= self.where.indices
+        return free - REDUCTIONS[self.op].indices if self.op in REDUCTIONS else free
+
+    @cached_property
+    def size(self) -> int:
+        """The number of operators, leaves and literals, conditions not counted."""
+        return 1 + sum(arg.size for arg in self.args)
+
+    @cached_property
+    def depth(self) -> int:
+        """The longest way from the root to a leaf, in nodes."""
+        return 1 + max((arg.depth for arg in self.args), default=0)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.op, self.args, self.value, self.where))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def walk(self) -> Iterator["Expression"]:
+        """All nodes, parents first, conditions left out."""
+        yield self
+        for arg in self.args:
+            yield from arg.walk()
+
+    def uses(self, *names: str) -> bool:
+        """Whether any of the operators or leaves `names` occurs, conditions included."""
+        return any(
+            node.op in names or (node.where is not None and node.where.uses(*names))
+            for node in self.walk()
+        )
+
+    def map_args(self, transform: Callable[["Expression"], "Expression"]) -> "Expression":
+        """The same node over transformed arguments and condition."""
+        where = None if self.where is None else transform(self.where)
+        return replace(self, args=tuple(transform(arg) for arg in self.args), where=where)
+
+    def __str__(self) -> str:
+        """The text form, which `parse` reads back to an equal expression."""
+        return _text(self)
+
+
+def literal(value: float) -> Expression:
+    """The expression of one finite number."""
+    if not math.isfinite(value):
+        raise ValueError(f"a literal must be finite, got {value!r}")
+    return Expression(LITERAL, value=float(value) + 0.0)  # + 0.0 turns -0.0 into 0.0
+
+
+def leaf(name: str) -> Expression:
+    """The expression of one leaf of LEAVES."""
+    return Expression(name)
+
+
+def apply(op: str, *args: Expression, where: Expression | None = None) -> Expression:
+    """The expression of operator, reduction or relation `op` over `args`."""
+    return Expression(op, args, where=where)
+
+
+def swap_indices(expression: Expression) -> Expression:
+    """The same formula with `i` and `j` exchanged everywhere, bound ones included."""
+    op = expression.op
+    swapped = {"i": "j", "j": "i"}
+    if op in INDICES:
+        op = swapped[op]
+    elif (op in LEAVES or op in REDUCTIONS) and op[-2] == "_" and op[-1] in swapped:
+        op = op[:-1] + swapped[op[-1]]
+    return replace(expression, op=op).map_args(swap_indices)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+
+
+def _precedence(expression: Expression) -> int:
+    op = expression.op
+    if op == LITERAL:
+        return 3 if expression.value < 0 else 5
+    if op in OPERATORS:
+        return OPERATORS[op].precedence
+    return {"or": -2, "and": -1, "gt": 0, "ge": 0, "eq": 0, "ne": 0}.get(op, 5)
+
+
+def _text(expression: Expression) -> str:
+    op = expression.op
+    if op == LITERAL:
+        return _number(expression.value)
+    if op in REDUCTIONS:
+        condition = "" if expression.where is None else f", where={expression.where}"
+        return f"{op}({expression.args[0]}{condition})"
+    if not expression.args:
+        return op
+    template = OPERATORS[op].python if op in OPERATORS else RELATIONS[op][0]
+    own = _precedence(expression)
+    if own == 5:
+        return template.format(*map(_text, expression.args))
+    # The left argument may bind as loosely as its parent, the right one must bind tighter; a sign
+    # or a power takes an argument that binds tighter than itself.
+    loosest = (own + 1 if len(expression.args) == 1 else own, own + 1)
+    return template.format(
+        *(
+            f"({_text(arg)})" if _precedence(arg) < least else _text(arg)
+            for arg, least in zip(expression.args, loosest, strict=False)
+        )
+    )
