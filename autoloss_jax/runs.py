@@ -1,0 +1,357 @@
+"""A run is a folder: its configuration, lock, ledger and checkpoints, safe against any crash.
+
+One process writes a run folder, and holds its lock meanwhile; on many hosts that is process 0.
+Killed at any instant, it leaves a folder that the same configuration opens again and goes on from.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import logging as std_logging
+import os
+import platform
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+from absl import logging
+from flax import serialization
+
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.files import (
+    append_ledger,
+    read_json,
+    read_ledger,
+    repair_ledger,
+    sync_folder,
+    to_jsonable,
+    truncate_ledger,
+    write_atomic,
+    write_json,
+)
+
+CONFIG_FILE, LEDGER_FILE, LOCK_FILE, LOG_FILE = "config.json", "ledger.jsonl", "lock", "run.log"
+CHECKPOINTS_FOLDER = "checkpoints"
+CHECKPOINTS_KEPT = 3
+
+_PACKAGES = ("autoloss_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+_CHECKPOINT_NAME = re.compile(r"(\d+)\.msgpack")
+_CHECKPOINT_HEADER = "autoloss checkpoint 1 sha256 {}\n"
+# The instructions that vectorised arithmetic is compiled to; results depend on these in the last
+# bits. The other flags of a CPU change with the kernel and mean nothing here.
+_VECTOR_FLAGS = re.compile(r"(sse|ssse|avx|fma|amx|f16c|neon|asimd|sve|sme|bf16|fphp).*")
+
+
+def _cpu() -> dict[str, Any]:
+    """Model name and vector instruction sets of this machine's CPU."""
+    fields: dict[str, str] = {}
+    with contextlib.suppress(OSError):  # Linux only
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, text = line.partition(":")
+            fields.setdefault(name.strip(), text.strip())
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "model": fields.get("model name") or platform.processor() or "unknown",
+        "architecture": platform.machine(),
+        "instructions": sorted(flag for flag in flags if _VECTOR_FLAGS.fullmatch(flag)),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a source tree that was never installed
+        return "unknown"
+
+
+def fingerprint() -> dict[str, Any]:
+    """What the last bits of a result depend on: versions, devices, the CPU's instructions."""
+    return {
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
+        "platform": jax.default_backend(),
+        "device": jax.local_devices()[0].device_kind,
+        "local_devices": jax.local_device_count(),
+        "processes": jax.process_count(),
+        "cpu": _cpu(),
+    }
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _differences(stored: Any, given: Any, given_word: str) -> list[str]:
+    """One line per dotted key whose value differs between two JSON values."""
+    old, new = _flatten(stored), _flatten(given)
+
+    def show(side: dict[str, Any], key: str) -> str:
+        return json.dumps(side[key]) if key in side else "absent"
+
+    return [
+        f"{key or 'all'}: stored {show(old, key)}, {given_word} {show(new, key)}"
+        for key in dict.fromkeys([*old, *new])
+        if show(old, key) != show(new, key)
+    ]
+
+
+def _encode_checkpoint(state: Any) -> bytes:
+    payload = serialization.msgpack_serialize(serialization.to_state_dict(state))
+    return _CHECKPOINT_HEADER.format(hashlib.sha256(payload).hexdigest()).encode() + payload
+
+
+def _decode_checkpoint(content: bytes) -> Any:
+    """The state in a checkpoint file's bytes. Raises ValueError if any byte of them changed."""
+    header, _, payload = content.partition(b"\n")
+    expected = _CHECKPOINT_HEADER.format(hashlib.sha256(payload).hexdigest()).encode()
+    if header + b"\n" != expected:
+        raise ValueError("its sha256 does not match its content")
+    return serialization.msgpack_restore(payload)
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def attach_log(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Appends what absl logs to the file `path` for as long as the context lasts."""
+    handler = std_logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.get_absl_logger()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _holder(content: bytes) -> str:
+    """Who holds a lock, from the lock file's content."""
+    try:
+        holder = json.loads(content)
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+    except (ValueError, KeyError, TypeError):  # locked, and about to be written
+        return "a process that began this moment"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock. The system frees it when the process ends, however it ends."""
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AutolossError(
+                f"{folder} is in use by another run ({_holder(os.pread(descriptor, 4096, 0))}): "
+                "expected a folder that no run is writing; wait for it, stop it or give another"
+            ) from None
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        try:
+            yield
+        finally:
+            # The file stays: were it removed, two runs could each hold a lock of this name.
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    """The content of config.json, or None in a folder that is new. Refuses a foreign folder."""
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        ours = re.compile(rf"{LOCK_FILE}|\.{re.escape(CONFIG_FILE)}\..*\.tmp")
+        foreign = sorted(p.name for p in folder.iterdir() if not ours.fullmatch(p.name))
+        if foreign:
+            raise AutolossError(
+                f"{folder} is not a run folder: it has no {CONFIG_FILE} but holds {foreign[0]!r}; "
+                "expected a new or empty folder, or that of an earlier run"
+            )
+        return None
+    stored = read_json(path)
+    if not isinstance(stored, dict) or not {"config", "fingerprint", "created"} <= set(stored):
+        raise AutolossError(
+            f"{folder} is not a run folder: its {CONFIG_FILE} is no run's; "
+            "expected the keys config, fingerprint and created"
+        )
+    return stored
+
+
+def _check_config(folder: Path, stored: dict[str, Any], config: Any) -> None:
+    differences = _differences(stored["config"], config, "given")
+    if differences:
+        raise AutolossError(
+            f"{folder} holds a run of another configuration; expected the same settings or "
+            "another folder. They differ in\n  " + "\n  ".join(differences)
+        )
+
+
+def _note_fingerprint(folder: Path, stored: dict[str, Any]) -> None:
+    """Warns if this run went on somewhere else, and records where, once for each change."""
+    current = to_jsonable(fingerprint())
+    differences = _differences(stored["fingerprint"], current, "now")
+    if differences:
+        logging.warning(
+            "%s was begun in another environment, so its last digits may differ:\n  %s",
+            folder,
+            "\n  ".join(differences),
+        )
+    resumed_with = stored.get("resumed_with", [])
+    last = resumed_with[-1]["fingerprint"] if resumed_with else stored["fingerprint"]
+    if current != last:
+        resumed_with = [*resumed_with, {"fingerprint": current, "at": _now()}]
+        write_json(folder / CONFIG_FILE, stored | {"resumed_with": resumed_with})
+
+
+class RunFolder:
+    """The folder of one run, locked and open for writing. Use it as a context manager.
+
+        with RunFolder.open("out", {"seed": 0}) as run:
+            found = run.latest_checkpoint()
+            run.append([{"index": 0, "status": "trained"}])
+            run.save_checkpoint(1, {"weights": weights})
+
+    path: the folder. resumed: whether an earlier run of the same configuration began it.
+    """
+
+    def __init__(self, path: Path, resumed: bool, resources: contextlib.ExitStack) -> None:
+        """Not for callers: `open` makes these."""
+        self.path = path
+        self.resumed = resumed
+        self._resources = resources
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], config: Any) -> Self:
+        """Creates the folder, or opens that of an earlier run with the same configuration.
+
+        config: the complete configuration, defaults and data hashes included, as a dict or a
+        dataclass; lists are compared as wholes. Meanwhile absl's log goes to run.log as well.
+
+        Raises AutolossError, having changed nothing, if `path` is a file, cannot be written, is a
+        foreign folder, is in use, or holds a run of another configuration; the message names the
+        settings that differ.
+        """
+        folder = Path(path)
+        given = to_jsonable(config)
+        if folder.exists() and not folder.is_dir():
+            raise AutolossError(f"{folder} is a file: expected a folder, or a path to create one")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _read_config(folder)  # refuse a foreign folder before putting a lock in it
+            with contextlib.ExitStack() as resources:
+                resources.enter_context(_locked(folder))
+                stored = _read_config(folder)
+                if stored is None:
+                    begun = {"config": given, "fingerprint": fingerprint(), "created": _now()}
+                    write_json(folder / CONFIG_FILE, begun)
+                    sync_folder(folder.parent)
+                else:
+                    _check_config(folder, stored, given)
+                resources.enter_context(attach_log(folder / LOG_FILE))
+                if stored is not None:
+                    _note_fingerprint(folder, stored)
+                repair_ledger(folder / LEDGER_FILE)
+                for leftover in folder.rglob(".*.*.tmp"):  # of a write that was killed
+                    leftover.unlink(missing_ok=True)
+                return cls(folder, stored is not None, resources.pop_all())
+        except OSError as error:
+            raise AutolossError(f"cannot write the run folder {folder}: {error}") from error
+
+    def close(self) -> None:
+        """Ends the log and frees the lock. Closing twice does nothing."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Appends records to ledger.jsonl; when it returns they are on the disk."""
+        append_ledger(self.path / LEDGER_FILE, records)
+
+    def read_ledger(self) -> list[dict[str, Any]]:
+        """The records appended so far, those of earlier runs of this folder included."""
+        return read_ledger(self.path / LEDGER_FILE)
+
+    def truncate_ledger(self, count: int) -> None:
+        """Keeps the first `count` records: what came after the last checkpoint is done again.
+
+        Raises AutolossError if there are fewer.
+        """
+        truncate_ledger(self.path / LEDGER_FILE, count)
+
+    def save_checkpoint(self, step: int, state: Any) -> None:
+        """Saves `state` as that of `step`, a count from 0 on; the three latest steps are kept.
+
+        state: a pytree of dicts with string keys, lists, tuples, NamedTuples and Flax dataclasses,
+        whose leaves are arrays, numbers, strings, bytes, bools or None. Give a typed PRNG key as
+        its `jax.random.key_data`.
+        """
+        if step < 0:
+            raise ValueError(f"step {step} of a checkpoint: expected 0 or more")
+        folder = self.path / CHECKPOINTS_FOLDER
+        if not folder.exists():
+            folder.mkdir()
+            sync_folder(self.path)
+        write_atomic(folder / f"{step:08d}.msgpack", _encode_checkpoint(state))
+        for old, path in self._checkpoints()[CHECKPOINTS_KEPT:]:
+            logging.debug("removing the checkpoint of step %d", old)
+            path.unlink()
+
+    def latest_checkpoint(self, template: Any = None) -> tuple[int, Any] | None:
+        """The newest undamaged checkpoint as (step, state), or None if there is none.
+
+        Without a template the state is nested dicts: lists and tuples come as {"0": ...}, arrays
+        as read-only numpy arrays. With one, a pytree of the structure that was saved, it has the
+        template's types. Damaged checkpoints are renamed to *.damaged, with a warning.
+
+        Raises AutolossError if the state does not fit the template.
+        """
+        for step, path in self._checkpoints():
+            try:
+                state = _decode_checkpoint(path.read_bytes())
+            except ValueError as error:
+                logging.warning("checkpoint %s is damaged (%s): using an earlier one", path, error)
+                path.replace(path.with_name(path.name + ".damaged"))
+                continue
+            if template is None:
+                return step, state
+            try:
+                return step, serialization.from_state_dict(template, state)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise AutolossError(
+                    f"checkpoint {path} does not fit this program, expected the state that this "
+                    f"version saves: {error}"
+                ) from error
+        return None
+
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        """Steps and files of the checkpoints, newest first."""
+        found = []
+        for path in (self.path / CHECKPOINTS_FOLDER).glob("*.msgpack"):
+            if match := _CHECKPOINT_NAME.fullmatch(path.name):
+                found.append((int(match[1]), path))
+        return sorted(found, reverse=True)

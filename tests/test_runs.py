@@ -1,0 +1,348 @@
+"""The run folder: who may open it, what it refuses, and what survives a kill or a bad disk."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from autoloss_jax import runs
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.files import read_json, write_json
+from autoloss_jax.runs import RunFolder
+
+CONFIG = {"seed": 0, "model": {"kind": "mlp", "sizes": [64, 32]}, "rate": 0.1}
+
+# Holds the folder in argv[1], says so, and waits to be killed.
+_HOLD = """
+import sys, time
+from autoloss_jax.runs import RunFolder
+run = RunFolder.open(sys.argv[1], {"seed": 0})
+run.append([{"index": 0}])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def _all_files(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_new_folder_holds_config_and_fingerprint(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    with RunFolder.open(folder, CONFIG) as run:
+        assert run.path == folder
+        assert not run.resumed
+        assert run.read_ledger() == []
+        assert run.latest_checkpoint() is None
+    stored = read_json(folder / "config.json")
+    assert stored["config"] == CONFIG
+    assert stored["fingerprint"] == runs.fingerprint()
+    assert set(stored) == {"config", "fingerprint", "created"}
+
+
+def test_the_same_configuration_opens_the_folder_again(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.append([{"index": 0}])
+        run.append([{"index": 1}, {"index": 2}])
+    before = read_json(tmp_path / "config.json")
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        assert run.resumed
+        run.truncate_ledger(2)
+        run.append([{"index": 9}])
+        assert run.read_ledger() == [{"index": 0}, {"index": 1}, {"index": 9}]
+    assert read_json(tmp_path / "config.json") == before
+    assert not (tmp_path / "run.log").exists()  # nothing to report
+
+
+def test_a_dataclass_is_the_same_configuration_as_its_dict(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        grid: tuple[float, ...] = (0.1, float("inf"))
+
+    RunFolder.open(tmp_path, Config()).close()
+    with RunFolder.open(tmp_path, {"grid": [0.1, float("inf")]}) as run:
+        assert run.resumed
+
+
+def test_another_configuration_is_refused_naming_the_settings(tmp_path):
+    RunFolder.open(tmp_path, CONFIG).close()
+    before = _all_files(tmp_path)
+    given = {"seed": 1, "model": {"kind": "mlp", "sizes": [64]}, "rate": 0.1, "budget": 5}
+    with pytest.raises(AutolossError) as refusal:
+        RunFolder.open(tmp_path, given)
+    assert str(refusal.value).splitlines()[1:] == [
+        "  seed: stored 0, given 1",
+        "  model.sizes: stored [64, 32], given [64]",
+        "  budget: stored absent, given 5",
+    ]
+    assert "another configuration" in str(refusal.value)
+    assert _all_files(tmp_path) == before
+    RunFolder.open(tmp_path, CONFIG).close()  # the refusal holds no lock
+
+
+def test_a_setting_that_is_no_longer_given_is_named(tmp_path):
+    RunFolder.open(tmp_path, {"a": {"b": 1}}).close()
+    with pytest.raises(AutolossError, match=r"a\.b: stored 1, given absent"):
+        RunFolder.open(tmp_path, {})
+
+
+def test_a_folder_in_use_is_refused_in_this_process_too(tmp_path):
+    message = f"in use by another run .*process {os.getpid()} "
+    with RunFolder.open(tmp_path, CONFIG), pytest.raises(AutolossError, match=message):
+        RunFolder.open(tmp_path, CONFIG)
+    RunFolder.open(tmp_path, CONFIG).close()
+
+
+def test_closing_twice_does_nothing(tmp_path):
+    run = RunFolder.open(tmp_path, CONFIG)
+    run.close()
+    with RunFolder.open(tmp_path, CONFIG):
+        run.close()  # must not free the lock of the second run
+        with pytest.raises(AutolossError, match="in use"):
+            RunFolder.open(tmp_path, CONFIG)
+
+
+def test_a_lock_not_yet_signed_is_refused(tmp_path):
+    RunFolder.open(tmp_path, CONFIG).close()
+    with (tmp_path / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(AutolossError, match="in use .*began this moment"):
+            RunFolder.open(tmp_path, CONFIG)
+
+
+def test_the_lock_names_its_holder_and_dies_with_it(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", _HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(AutolossError) as refusal:
+                RunFolder.open(folder, {"seed": 0})
+            with pytest.raises(AutolossError, match="in use"):
+                RunFolder.open(folder, {"seed": 1})
+            lock = read_json(folder / "lock")
+        finally:
+            holder.send_signal(signal.SIGKILL)
+    assert lock["pid"] == holder.pid
+    said = f"process {holder.pid} on {lock['host']}, since {lock['since']}"
+    assert said in str(refusal.value)
+    with RunFolder.open(folder, {"seed": 0}) as run:
+        assert run.resumed
+        assert run.read_ledger() == [{"index": 0}]
+
+
+def test_a_file_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(AutolossError, match="file is a file: expected a folder"):
+        RunFolder.open(path, CONFIG)
+    with pytest.raises(AutolossError, match="cannot write the run folder"):
+        RunFolder.open(path / "below", CONFIG)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("thesis.tex", "mine", "has no config.json but holds 'thesis.tex'"),
+        ("config.json", '{"model_type": "bert"}', "its config.json is no run's"),
+        ("config.json", "[]", "its config.json is no run's"),
+        ("config.json", "{", "config.json is damaged"),
+    ],
+)
+def test_a_foreign_folder_is_refused_untouched(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    before = _all_files(tmp_path)
+    with pytest.raises(AutolossError, match=message):
+        RunFolder.open(tmp_path, CONFIG)
+    assert _all_files(tmp_path) == before
+
+
+def test_a_run_killed_before_its_config_was_written_begins_anew(tmp_path):
+    (tmp_path / "lock").write_text("{")
+    (tmp_path / ".config.json.0123abcd.tmp").write_text("{")
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        assert not run.resumed
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "lock"]
+
+
+def test_another_environment_is_warned_of_and_recorded_once(tmp_path, caplog):
+    RunFolder.open(tmp_path, CONFIG).close()
+    stored = read_json(tmp_path / "config.json")
+    stored["fingerprint"]["versions"]["jax"] = "0.0.1"
+    write_json(tmp_path / "config.json", stored)
+    for _ in range(2):
+        caplog.clear()
+        RunFolder.open(tmp_path, CONFIG).close()
+        change = f'versions.jax: stored "0.0.1", now "{jax.__version__}"'
+        assert change in caplog.text
+        assert change in (tmp_path / "run.log").read_text()
+    now = read_json(tmp_path / "config.json")
+    assert [entry["fingerprint"] for entry in now.pop("resumed_with")] == [runs.fingerprint()]
+    assert now == stored
+
+
+def test_the_fingerprint_says_what_results_depend_on():
+    found = runs.fingerprint()
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["platform"] == "cpu"
+    assert found["local_devices"] == jax.local_device_count()
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_opening_cuts_off_a_torn_line(tmp_path, caplog):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.append([{"index": 0}])
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write('{"index": 1, "form')
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.append([{"index": 1}])
+        assert run.read_ledger() == [{"index": 0}, {"index": 1}]
+    assert "cut off a torn last line" in caplog.text
+    assert "cut off a torn last line" in (tmp_path / "run.log").read_text()
+
+
+def test_attach_log_ends_with_its_context(tmp_path):
+    with runs.attach_log(tmp_path / "run.log"):
+        runs.logging.warning("heard %d", 1)
+    runs.logging.warning("unheard")
+    text = (tmp_path / "run.log").read_text()
+    assert text.endswith(" WARNING heard 1\n")
+
+
+class _State(NamedTuple):
+    weights: jax.Array  # f32[3]
+    optimizer: optax.OptState
+    rounds: int
+
+
+def _state(value):
+    weights = jnp.full(3, value, jnp.float32)
+    return _State(weights, optax.adam(0.1).init({"w": weights}), 7)
+
+
+def test_a_checkpoint_returns_as_nested_dicts_of_numpy_arrays(tmp_path):
+    state = {
+        "key": np.asarray(jax.random.key_data(jax.random.key(3))),
+        "half": jnp.array([1.5, np.nan], jnp.bfloat16),
+        "text": "s_i",
+        "none": None,
+        "pair": (1, 2.5),
+        "run": _state(2.0),
+    }
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.save_checkpoint(4, state)
+        step, found = run.latest_checkpoint()
+    assert step == 4
+    np.testing.assert_array_equal(found["key"], state["key"])
+    assert found["half"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found["half"].astype(np.float32), [1.5, np.nan])
+    assert (found["text"], found["none"], found["pair"]) == ("s_i", None, {"0": 1, "1": 2.5})
+    np.testing.assert_array_equal(found["run"]["weights"], np.full(3, 2, np.float32))
+
+
+def test_a_checkpoint_returns_in_the_types_of_a_template(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.save_checkpoint(0, _state(2.0))
+        step, found = run.latest_checkpoint(_state(0.0))
+    assert step == 0
+    assert jax.tree.structure(found) == jax.tree.structure(_state(2.0))
+    jax.tree.map(np.testing.assert_array_equal, found, _state(2.0))
+
+
+def test_a_checkpoint_of_another_structure_is_refused(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.save_checkpoint(0, {"a": 1})
+        with pytest.raises(AutolossError, match="does not fit this program"):
+            run.latest_checkpoint({"b": 1})
+        assert run.latest_checkpoint() == (0, {"a": 1})
+
+
+def test_the_three_latest_checkpoints_are_kept(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        for step in (0, 1, 9, 10, 11):
+            run.save_checkpoint(step, {"step": step})
+        assert run.latest_checkpoint() == (11, {"step": 11})
+    names = sorted(os.listdir(tmp_path / "checkpoints"))
+    assert names == ["00000009.msgpack", "00000010.msgpack", "00000011.msgpack"]
+
+
+def _flip_bit(content, position):
+    changed = bytearray(content)
+    changed[position] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda content, at=at: _flip_bit(content, at) for at in (0, 30, 95, -1)),
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, damage):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        for step in range(2):
+            run.save_checkpoint(step, _state(float(step)))
+        newest = tmp_path / "checkpoints" / "00000001.msgpack"
+        newest.write_bytes(damage(newest.read_bytes()))
+        step, found = run.latest_checkpoint(_state(9.0))
+        assert step == 0
+        np.testing.assert_array_equal(found.weights, np.zeros(3))
+        assert "00000001.msgpack is damaged" in caplog.text
+        assert newest.with_name("00000001.msgpack.damaged").exists()
+        run.save_checkpoint(1, _state(1.0))
+        assert run.latest_checkpoint()[0] == 1
+
+
+def test_with_every_checkpoint_damaged_there_is_none(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.save_checkpoint(0, {"a": 1})
+        (tmp_path / "checkpoints" / "00000000.msgpack").write_bytes(b"")
+        assert run.latest_checkpoint() is None
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed():
+    content = runs._encode_checkpoint({"a": np.arange(3)})
+    for position in range(len(content)):
+        with pytest.raises(ValueError, match="sha256 does not match"):
+            runs._decode_checkpoint(_flip_bit(content, position))
+
+
+def test_a_checkpoint_interrupted_leaves_the_ones_before(tmp_path, monkeypatch):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.save_checkpoint(0, {"a": 1})
+
+        def fail(*_):
+            raise OSError("the disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("autoloss_jax.files.os.replace", fail)
+            with pytest.raises(OSError, match="disk is full"):
+                run.save_checkpoint(1, {"a": 2})
+        assert run.latest_checkpoint() == (0, {"a": 1})
+
+
+def test_a_negative_step_is_refused(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as run, pytest.raises(ValueError, match="step -1 of a"):
+        run.save_checkpoint(-1, {})
+
+
+def test_objects_are_not_stored(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        with pytest.raises(ValueError, match="Object"):
+            run.save_checkpoint(0, {"a": np.array([object()])})
+        assert run.latest_checkpoint() is None
