@@ -101,7 +101,7 @@ def swap_indices(expression: Expression) -> Expression:
     swapped = {"i": "j", "j": "i"}
     if op in INDICES:
         op = swapped[op]
-    elif (op in LEAVES or op in REDUCTIONS) and op[-2] == "_" and op[-1] in swapped:
+    elif op.endswith(("_i", "_j")):
         op = op[:-1] + swapped[op[-1]]
     return replace(expression, op=op).map_args(swap_indices)
 
