@@ -1,0 +1,51 @@
+"""Ranking data: LETOR text or synthetic queries to ragged arrays, scaled, bucketed and planned."""
+
+from autoloss_jax.data.batches import (
+    BatchPlan,
+    Buckets,
+    assign_folds,
+    bucket_queries,
+    draw_batches,
+    held_out_rows,
+    pad_queries,
+    padding_waste,
+    plan_buckets,
+    slots_per_bucket,
+)
+from autoloss_jax.data.letor import load_letor, read_letor
+from autoloss_jax.data.queries import (
+    Dataset,
+    Fold,
+    ListBatch,
+    Queries,
+    concatenate,
+    make_dataset,
+)
+from autoloss_jax.data.scaling import TRANSFORMS, Scaling, fit_scaling, scale_fold
+from autoloss_jax.data.synthetic import synthetic
+
+__all__ = [
+    "TRANSFORMS",
+    "BatchPlan",
+    "Buckets",
+    "Dataset",
+    "Fold",
+    "ListBatch",
+    "Queries",
+    "Scaling",
+    "assign_folds",
+    "bucket_queries",
+    "concatenate",
+    "draw_batches",
+    "fit_scaling",
+    "held_out_rows",
+    "load_letor",
+    "make_dataset",
+    "pad_queries",
+    "padding_waste",
+    "plan_buckets",
+    "read_letor",
+    "scale_fold",
+    "slots_per_bucket",
+    "synthetic",
+]

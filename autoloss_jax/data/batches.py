@@ -1,0 +1,264 @@
+"""Length buckets, cross-validation folds, and the plan of which rows each training step sees.
+
+Lists stay ragged until here. Queries of similar length share a bucket, which is padded to its
+longest list, so that padding does not dominate; a training step takes some rows of every bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autoloss_jax.data.queries import ListBatch, Queries
+from autoloss_jax.errors import AutolossError
+
+
+class Buckets(NamedTuple):
+    """All queries of a set, each in one bucket; no bucket is empty."""
+
+    batches: tuple[ListBatch, ...]  # one padded batch per bucket, shortest lists first
+    members: tuple[np.ndarray, ...]  # i64[rows]: the query at each row of the bucket
+
+    @property
+    def num_queries(self) -> int:
+        return sum(len(rows) for rows in self.members)
+
+
+class BatchPlan(NamedTuple):
+    """Rows of every bucket, one array per bucket; where not ``valid`` the row is a filler, 0."""
+
+    rows: tuple[np.ndarray, ...]  # i32[folds, steps, slots]
+    valid: tuple[np.ndarray, ...]  # bool[folds, steps, slots]
+
+
+def plan_buckets(lengths: Sequence[int] | np.ndarray, max_buckets: int = 4) -> tuple[int, ...]:
+    """Padded list lengths of at most ``max_buckets`` buckets with the fewest padded documents.
+
+    Exact: dynamic programming over the distinct lengths. The last one is the longest list.
+
+    Raises:
+        AutolossError: no lengths, a length below 1, or ``max_buckets`` below 1.
+
+    >>> plan_buckets([3, 3, 4, 10, 11], max_buckets=2)
+    (4, 11)
+    """
+    given = np.asarray(lengths, np.int64).reshape(-1)
+    if not given.size or given.min() < 1:
+        raise AutolossError("expected at least one list, each of at least one document")
+    if max_buckets < 1:
+        raise AutolossError(f"max_buckets is {max_buckets}, expected at least 1")
+    sizes, counts = np.unique(given, return_counts=True)
+    below = np.append(0, np.cumsum(counts))
+    # cost[u]: padded size of everything up to the u-th distinct length; previous[b][u]: where the
+    # last bucket starts when b + 1 buckets hold it.
+    cost = below[1:] * sizes
+    previous = [np.zeros(len(sizes), np.int64)]
+    starts = np.arange(len(sizes))
+    for _ in range(min(max_buckets, len(sizes)) - 1):
+        before = np.append(0, cost[:-1])
+        options = before[None, :] + (below[1:, None] - below[None, :-1]) * sizes[:, None]
+        options = np.where(starts[None, :] <= starts[:, None], options, np.iinfo(np.int64).max)
+        previous.append(options.argmin(axis=1))
+        cost = options.min(axis=1)
+    bounds, end = [], len(sizes)
+    for table in reversed(previous):
+        if end:
+            bounds.append(int(sizes[end - 1]))
+            end = int(table[end - 1])
+    return tuple(reversed(bounds))
+
+
+def bucket_queries(
+    queries: Queries, bounds: Sequence[int] | None = None, max_buckets: int = 4
+) -> Buckets:
+    """Every query padded into the first bucket that holds it; buckets left empty are dropped.
+
+    Args:
+        queries: at least one query.
+        bounds: padded list lengths, increasing; None plans them for these queries.
+        max_buckets: how many to plan.
+
+    Raises:
+        AutolossError: no queries; bounds that do not increase or do not hold the longest list.
+    """
+    lengths = queries.lengths
+    chosen = plan_buckets(lengths, max_buckets) if bounds is None else tuple(bounds)
+    if not lengths.size:
+        raise AutolossError("expected at least one list, each of at least one document")
+    if not chosen or chosen[0] < 1 or any(a >= b for a, b in zip(chosen, chosen[1:], strict=False)):
+        raise AutolossError(f"bucket bounds {chosen}, expected increasing positive lengths")
+    if chosen[-1] < lengths.max():
+        raise AutolossError(
+            f"bucket bounds {chosen}, expected the last to hold the longest list: {lengths.max()}"
+        )
+    bucket = np.searchsorted(chosen, lengths)
+    members = [np.flatnonzero(bucket == b) for b in range(len(chosen))]
+    filled = [(rows, size) for rows, size in zip(members, chosen, strict=True) if rows.size]
+    batches = tuple(pad_queries(queries, rows, size) for rows, size in filled)
+    return Buckets(batches, tuple(rows for rows, _ in filled))
+
+
+def pad_queries(queries: Queries, rows: np.ndarray, size: int) -> ListBatch:
+    """The queries ``rows`` as one padded batch of list length ``size``.
+
+    Raises:
+        AutolossError: a list longer than ``size``.
+    """
+    lengths = queries.lengths[rows]
+    if lengths.size and lengths.max() > size:
+        raise AutolossError(f"a list of {lengths.max()} documents, expected at most {size}")
+    mask = np.arange(size) < lengths[:, None]
+    # Padding reads document 0, which exists, and is then set to 0.
+    documents = np.where(mask, queries.offsets[rows][:, None] + np.arange(size), 0)
+    features = np.where(mask[..., None], queries.features[documents], np.float32(0))
+    return ListBatch(features, np.where(mask, queries.labels[documents], np.float32(0)), mask)
+
+
+def padding_waste(buckets: Buckets) -> float:
+    """The share of padded places among all places of the buckets, 0 to 1."""
+    places = sum(batch.mask.size for batch in buckets.batches)
+    return 1 - sum(int(batch.mask.sum()) for batch in buckets.batches) / places
+
+
+def slots_per_bucket(buckets: Buckets, queries_per_step: int) -> tuple[int, ...]:
+    """Rows a step takes of each bucket: its share of the queries, by largest remainder.
+
+    At least 1 each, so the sum may exceed ``queries_per_step`` by up to the number of buckets.
+    """
+    sizes = np.array([len(rows) for rows in buckets.members])
+    exact = queries_per_step * sizes / sizes.sum()
+    slots = np.floor(exact).astype(np.int64)
+    missing = int(round(queries_per_step - slots.sum()))
+    slots[np.argsort(slots - exact, kind="stable")[:missing]] += 1
+    return tuple(int(count) for count in np.maximum(slots, 1))
+
+
+def draw_batches(
+    seed: int,
+    buckets: Buckets,
+    folds: np.ndarray | None,
+    num_folds: int,
+    steps: int,
+    queries_per_step: int,
+) -> BatchPlan:
+    """The rows of every training step, stratified by bucket: `slots_per_bucket` rows of each.
+
+    Fold ``f`` trains on the queries with ``folds[q] != f``. In every bucket and fold the rows come
+    in reshuffled epochs, so each is seen as often as any other, to within one. Where fewer rows
+    than slots are left, a step takes each once and its other slots are not valid.
+
+    Args:
+        seed: the same seed gives the same plan.
+        buckets: the training queries.
+        folds: i32[queries], the fold each query is held out in; None (with ``num_folds=1``) trains
+            on all.
+        num_folds, steps, queries_per_step: at least 1 each.
+
+    Raises:
+        AutolossError: a count below 1, folds that do not fit, a fold without training queries.
+    """
+    _check_counts(num_folds=num_folds, steps=steps, queries_per_step=queries_per_step)
+    held_out = _check_folds(buckets, folds, num_folds)
+    if folds is None:
+        held_out = np.full(buckets.num_queries, -1)
+    for fold in range(num_folds):
+        if np.all(held_out == fold):
+            raise AutolossError(f"fold {fold} of {num_folds} holds out every query, nothing trains")
+    plans = []
+    slots = slots_per_bucket(buckets, queries_per_step)
+    for b, (members, count) in enumerate(zip(buckets.members, slots, strict=True)):
+        training = [np.flatnonzero(held_out[members] != fold) for fold in range(num_folds)]
+        plans.append(
+            [
+                _draw_epochs(np.random.SeedSequence([seed, b, fold]), rows, steps, count)
+                for fold, rows in enumerate(training)
+            ]
+        )
+    return BatchPlan(
+        tuple(np.stack([rows for rows, _ in plan]) for plan in plans),
+        tuple(np.stack([valid for _, valid in plan]) for plan in plans),
+    )
+
+
+def assign_folds(queries: Queries, num_folds: int, seed: int) -> np.ndarray:
+    """i32[queries]: random cross-validation folds, balanced in size and in relevance.
+
+    Queries with and without a relevant document are dealt out separately, one fold after the other,
+    so that the sizes of two folds, and their numbers of either kind, differ by at most 1.
+
+    Raises:
+        AutolossError: ``num_folds`` below 2, or fewer queries with a relevant document than folds.
+    """
+    relevant = queries.has_relevant()
+    if num_folds < 2:
+        raise AutolossError(f"num_folds is {num_folds}, expected at least 2")
+    if relevant.sum() < num_folds:
+        raise AutolossError(
+            f"{int(relevant.sum())} queries with a relevant document, expected at least one for "
+            f"each of {num_folds} folds"
+        )
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, num_folds])))
+    order = generator.permutation(len(queries))
+    order = order[np.argsort(~relevant[order], kind="stable")]
+    folds = np.empty(len(queries), np.int32)
+    folds[order] = np.arange(len(queries)) % num_folds
+    return folds
+
+
+def held_out_rows(buckets: Buckets, folds: np.ndarray, num_folds: int) -> BatchPlan:
+    """The rows held out in each fold, i32[folds, 1, most], to evaluate all folds in one call.
+
+    Raises:
+        AutolossError: folds that do not fit the buckets.
+    """
+    held_out = _check_folds(buckets, folds, num_folds)
+    all_rows, all_valid = [], []
+    for members in buckets.members:
+        groups = [np.flatnonzero(held_out[members] == fold) for fold in range(num_folds)]
+        rows = np.zeros((num_folds, 1, max(len(group) for group in groups)), np.int32)
+        valid = np.zeros(rows.shape, bool)
+        for fold, group in enumerate(groups):
+            rows[fold, 0, : len(group)], valid[fold, 0, : len(group)] = group, True
+        all_rows.append(rows)
+        all_valid.append(valid)
+    return BatchPlan(tuple(all_rows), tuple(all_valid))
+
+
+def _draw_epochs(
+    seeds: np.random.SeedSequence, rows: np.ndarray, steps: int, slots: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """i32[steps, slots] and bool[steps, slots] from reshuffled epochs over ``rows``."""
+    taken = min(slots, len(rows))
+    drawn = np.zeros((steps, slots), np.int32)
+    valid = np.broadcast_to(np.arange(slots) < taken, (steps, slots)).copy()
+    if taken:
+        generator = np.random.Generator(np.random.PCG64(seeds))
+        epochs = -(-steps * taken // len(rows))
+        stream = np.concatenate([generator.permutation(rows) for _ in range(epochs)])
+        drawn[:, :taken] = stream[: steps * taken].reshape(steps, taken)
+    return drawn, valid
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise AutolossError(f"{name} is {count}, expected at least 1")
+
+
+def _check_folds(buckets: Buckets, folds: np.ndarray | None, num_folds: int) -> np.ndarray:
+    if folds is None:
+        if num_folds != 1:
+            raise AutolossError(f"no folds given, expected them for num_folds={num_folds}")
+        return np.zeros(buckets.num_queries, np.int64)
+    held_out = np.asarray(folds, np.int64)
+    if held_out.shape != (buckets.num_queries,):
+        raise AutolossError(
+            f"folds of shape {held_out.shape}, expected ({buckets.num_queries},): one per query"
+        )
+    if held_out.size and not (held_out.min() >= 0 and held_out.max() < num_folds):
+        raise AutolossError(
+            f"folds from {held_out.min()} to {held_out.max()}, expected 0 to {num_folds - 1}"
+        )
+    return held_out

@@ -1,0 +1,200 @@
+"""LETOR folders and files to data sets.
+
+What is accepted: a folder of ``Fold1``, ``Fold2``, ... each with a training, validation and test
+file; one such folder; or three files. Choices made where the format leaves them open:
+
+* Feature indices start at 1. If index 0 occurs anywhere in a data set, all its indices start at 0.
+* Absent features are 0. A feature given twice in a line has its last value (as in TensorFlow
+  Ranking), with a warning that names the first such line.
+* The training files say how many features there are, unless ``num_features`` does.
+* Without a validation file, a fixed random fifth of the training queries is for validation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from autoloss_jax.data.letor_text import LetorText, parse_letor
+from autoloss_jax.data.queries import Dataset, Fold, Queries
+from autoloss_jax.errors import AutolossError
+
+TRAIN_NAMES = ("train.txt",)
+VALIDATION_NAMES = ("vali.txt", "valid.txt", "validation.txt")
+TEST_NAMES = ("test.txt",)
+VALIDATION_SHARE = 0.2
+
+_FOLD = re.compile(r"fold[ _-]?(\d+)", re.IGNORECASE)
+_log = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+_Files = tuple[Path, Path | None, Path]  # train, validation, test
+
+
+def read_letor(path: PathLike, *, num_features: int | None = None) -> Queries:
+    """The queries of one file of LETOR text, `<label> qid:<id> <index>:<value> ... # comment`.
+
+    Raises:
+        AutolossError: the file or a line of it is not as expected, or has a feature index beyond
+            ``num_features``; the message names the file and, where there is one, the line.
+    """
+    text = parse_letor(Path(path))
+    _warn_of_repeats(text)
+    zero_based = text.zero_used
+    width = _check_count(num_features) or text.num_features(zero_based)
+    _check_width(text, width, zero_based, "num_features")
+    return text.to_queries(width, zero_based)
+
+
+def load_letor(path: PathLike | Sequence[PathLike], *, num_features: int | None = None) -> Dataset:
+    """A data set from LETOR text.
+
+    Args:
+        path: a folder of folds, the folder of one fold, three files (training, validation, test),
+            or those three in one string separated by commas.
+        num_features: features per document; None takes the highest index of the training files.
+
+    Returns:
+        The data set; its ``sha256`` is over the content of all files and ``num_features``.
+
+    Raises:
+        AutolossError: files missing or not as expected, or a validation or test file with more
+            features than the training files.
+    """
+    requested = _check_count(num_features)
+    name, files = _find_files(path)
+    texts: dict[str, list[LetorText | None]] = {}
+    for fold, paths in files.items():
+        texts[fold] = [parse_letor(file) if file else None for file in paths]
+    every = [text for parts in texts.values() for text in parts if text]
+    for text in every:
+        _warn_of_repeats(text)
+    zero_based = any(text.zero_used for text in every)
+    trains = [parts[0] for parts in texts.values() if parts[0]]
+    width = requested or max(text.num_features(zero_based) for text in trains)
+    source = "num_features" if requested else " and ".join(str(text.path) for text in trains)
+    for text in every:
+        _check_width(text, width, zero_based, source)
+    digest = hashlib.sha256(repr(requested).encode())
+    folds = []
+    for place, (fold, parts) in enumerate(texts.items()):
+        for role, part in zip(("train", "validation", "test"), parts, strict=True):
+            digest.update(f"{place}/{role}: {part.sha256 if part else None}\n".encode())
+        queries = [part.to_queries(width, zero_based) if part else None for part in parts]
+        folds.append(_make_fold(fold, *queries))
+    return Dataset(name, tuple(folds), digest.hexdigest())
+
+
+def _find_files(path: PathLike | Sequence[PathLike]) -> tuple[str, dict[str, _Files]]:
+    """The name of the data set, and the files of each fold."""
+    if isinstance(path, str | os.PathLike):
+        folder = Path(path)
+        if folder.is_dir():
+            return _find_in_folder(folder)
+        parts = [part.strip() for part in os.fspath(path).split(",")]
+        if len(parts) == 1:
+            raise AutolossError(
+                f"{path}: expected a folder of folds, the folder of one fold, or three files "
+                "(training, validation, test) separated by commas"
+                + ("" if folder.exists() else "; there is no such file or folder")
+            )
+    else:
+        parts = [os.fspath(part) for part in path]
+    if len(parts) != 3:
+        raise AutolossError(
+            f"{len(parts)} files, expected three: training, validation, test; got {parts}"
+        )
+    train, validation, test = (Path(part) for part in parts)
+    return train.resolve().parent.name, {"files": (train, validation, test)}
+
+
+def _find_in_folder(folder: Path) -> tuple[str, dict[str, _Files]]:
+    matches = ((_FOLD.fullmatch(child.name), child) for child in folder.iterdir())
+    numbered = sorted(
+        (int(match[1]), child) for match, child in matches if match and child.is_dir()
+    )
+    resolved = folder.resolve()
+    if numbered:
+        return resolved.name, {child.name: _find_roles(child) for _, child in numbered}
+    is_fold = _FOLD.fullmatch(resolved.name)
+    name = f"{resolved.parent.name}/{resolved.name}" if is_fold else resolved.name
+    return name, {resolved.name: _find_roles(folder)}
+
+
+def _find_roles(folder: Path) -> _Files:
+    def find(names: tuple[str, ...]) -> Path | None:
+        return next((folder / name for name in names if (folder / name).is_file()), None)
+
+    train, validation, test = find(TRAIN_NAMES), find(VALIDATION_NAMES), find(TEST_NAMES)
+    if train is None or test is None:
+        names = sorted(child.name + "/" * child.is_dir() for child in folder.iterdir())
+        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise AutolossError(
+            f"{folder}: expected folders Fold1, Fold2, ... or the files train.txt, "
+            f"{' or '.join(VALIDATION_NAMES)}, and test.txt; found {listed or 'nothing'}"
+        )
+    return train, validation, test
+
+
+def _make_fold(
+    name: str, train: Queries | None, validation: Queries | None, test: Queries | None
+) -> Fold:
+    assert train is not None and test is not None
+    if validation is None:
+        train, validation = _split_validation(name, train)
+    parts = {"train": train, "validation": validation, "test": test}
+    roles = list(parts)
+    for i, first in enumerate(roles):
+        for second in roles[i + 1 :]:
+            shared = set(parts[first].query_ids) & set(parts[second].query_ids)
+            if shared:
+                _log.warning(
+                    "%s: %d query ids are in both %s and %s, such as %r; they are kept in both",
+                    name, len(shared), first, second, min(shared),
+                )  # fmt: skip
+    return Fold(name, train, validation, test)
+
+
+def _split_validation(name: str, train: Queries) -> tuple[Queries, Queries]:
+    if len(train) < 2:
+        raise AutolossError(
+            f"{name}: no validation file and one training query, expected at least two to split"
+        )
+    count = max(1, round(VALIDATION_SHARE * len(train)))
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))
+    _log.warning(
+        "%s: no validation file; %d of the %d training queries, chosen at random by a fixed seed, "
+        "become the validation queries",
+        name, count, len(train),
+    )  # fmt: skip
+    return train.select(np.sort(order[count:])), train.select(np.sort(order[:count]))
+
+
+def _check_count(num_features: int | None) -> int | None:
+    if num_features is not None and num_features < 1:
+        raise AutolossError(f"num_features is {num_features}, expected at least 1")
+    return num_features
+
+
+def _check_width(text: LetorText, width: int, zero_based: bool, source: str) -> None:
+    found = text.num_features(zero_based)
+    if found > width:
+        raise AutolossError(
+            f"{text.path}: {found} features (highest index {text.highest}), expected at most the "
+            f"{width} of {source}"
+        )
+
+
+def _warn_of_repeats(text: LetorText) -> None:
+    if text.repeats:
+        _log.warning(
+            "%s: %d lines give a feature more than once, the first is line %d; the last value of "
+            "each is kept",
+            text.path, text.repeats, text.first_repeat,
+        )  # fmt: skip

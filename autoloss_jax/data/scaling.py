@@ -1,0 +1,86 @@
+"""Feature scaling: statistics of the training queries, applied to every part of a fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoloss_jax.data.queries import Fold, Queries
+from autoloss_jax.errors import AutolossError
+
+TRANSFORMS = ("standardize", "log1p", "none")
+CLIP = 10.0  # standard deviations; one wild value must not take over a training step
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """``clip((t(x) - mean) * scale, -10, 10)``.
+
+    ``t(x)`` is ``sign(x) log(1 + |x|)`` for ``log1p`` and ``x`` for ``standardize``; ``none``
+    leaves the features as they are. ``scale`` is one over the standard deviation, 0 for a
+    feature that is constant in the training queries, which so becomes 0 everywhere.
+    """
+
+    transform: str
+    mean: np.ndarray  # f64[features]
+    scale: np.ndarray  # f64[features]
+
+    @property
+    def log1p(self) -> bool:
+        return self.transform == "log1p"
+
+    def apply(self, queries: Queries) -> Queries:
+        """The same queries with scaled features, computed in float64 and returned in float32.
+
+        Raises:
+            AutolossError: queries with another number of features.
+        """
+        if queries.num_features != len(self.mean):
+            raise AutolossError(
+                f"queries with {queries.num_features} features, expected the {len(self.mean)} "
+                "features the scaling was fitted on"
+            )
+        if self.transform == "none":
+            return queries
+        scaled = (_transformed(queries.features, self.transform) - self.mean) * self.scale
+        features = np.clip(scaled, -CLIP, CLIP).astype(np.float32)
+        return Queries(features, queries.labels, queries.offsets, queries.query_ids)
+
+
+def fit_scaling(train: Queries, *, transform: str = "standardize") -> Scaling:
+    """Statistics over all training documents.
+
+    Args:
+        train: the training queries; nothing else may shape the scaling.
+        transform: ``standardize``, ``log1p`` (first ``sign(x) log(1 + |x|)``: for raw counts and
+            lengths) or ``none``.
+
+    Raises:
+        AutolossError: another transform, or no documents.
+    """
+    if transform not in TRANSFORMS:
+        raise AutolossError(f"features {transform!r}, expected one of {', '.join(TRANSFORMS)}")
+    if not train.num_documents:
+        raise AutolossError("no training documents, expected at least one to fit the scaling")
+    if transform == "none":
+        return Scaling(transform, np.zeros(train.num_features), np.ones(train.num_features))
+    values = _transformed(train.features, transform)
+    # Equality, not a small deviation: rounding gives a constant column a deviation above zero.
+    constant = values.max(axis=0) == values.min(axis=0)
+    deviation = np.where(constant, 1.0, values.std(axis=0))
+    usable = ~constant & (deviation > 0)
+    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=usable)
+    return Scaling(transform, values.mean(axis=0), scale)
+
+
+def scale_fold(fold: Fold, transform: str = "standardize") -> Fold:
+    """The fold with every part scaled by the statistics of its own training queries."""
+    scaling = fit_scaling(fold.train, transform=transform)
+    parts = (scaling.apply(part) for part in (fold.train, fold.validation, fold.test))
+    return Fold(fold.name, *parts)
+
+
+def _transformed(features: np.ndarray, transform: str) -> np.ndarray:
+    values = features.astype(np.float64)
+    return np.sign(values) * np.log1p(np.abs(values)) if transform == "log1p" else values

@@ -1,0 +1,259 @@
+"""LETOR text: what is read, bit for bit, and what is refused, by file and line."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoloss_jax.data import letor_text, load_letor, read_letor
+from autoloss_jax.errors import AutolossError
+
+PLAIN = "2 qid:1 1:0.5 2:1\n0 qid:1 1:3 2:-4e-06\n1 qid:2 1:7 2:8\n"
+
+
+def read(tmp_path, text, **options):
+    path = tmp_path / "file.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_letor(path, **options)
+
+
+def test_a_plain_file(tmp_path):
+    queries = read(tmp_path, PLAIN)
+    np.testing.assert_array_equal(queries.labels, [2, 0, 1])
+    np.testing.assert_array_equal(
+        queries.features, np.array([[0.5, 1], [3, -4e-06], [7, 8]], np.float32)
+    )
+    np.testing.assert_array_equal(queries.offsets, [0, 2, 3])
+    assert queries.query_ids == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN.rstrip("\n"),
+        PLAIN.replace("\n", "\r\n"),
+        b"\xef\xbb\xbf" + PLAIN.encode(),
+        PLAIN.replace("\n", " # doc:1 inc = 1 \xff\n", 1).encode("latin-1"),
+        PLAIN.replace("\n", "#docid = GX1\n"),
+        "# a comment\n\n" + PLAIN.replace("\n", "\n  \n#\n"),
+        PLAIN.replace("1:3 2:-4e-06", "2:-4e-06 1:3"),
+        PLAIN.replace(" ", "\t  ").replace("qid:2", "qid:2 "),
+        PLAIN.replace("0 qid", "0.0 qid").replace("1:7", "01:+7.").replace("2:8", "2:8E0"),
+        PLAIN.replace("1:3", "000000001:3"),
+        PLAIN.replace("1:0.5", "1:.5"),
+    ],
+)
+def test_harmless_variations_read_the_same(tmp_path, text):
+    expected, queries = read(tmp_path, PLAIN), read(tmp_path, text)
+    for name in ("features", "labels", "offsets"):
+        np.testing.assert_array_equal(getattr(queries, name), getattr(expected, name))
+    assert queries.query_ids == expected.query_ids
+
+
+def test_sparse_lines(tmp_path):
+    queries = read(tmp_path, "0 qid:a 3:1\n1 qid:a\n1 qid:b 1:2 # 9:9\n")
+    np.testing.assert_array_equal(queries.features, [[0, 0, 1], [0, 0, 0], [2, 0, 0]])
+    assert read(tmp_path, PLAIN, num_features=4).num_features == 4
+
+
+def test_index_zero_makes_all_indices_start_at_zero(tmp_path):
+    queries = read(tmp_path, "0 qid:a 0:5 1:6\n1 qid:a 1:7\n")
+    np.testing.assert_array_equal(queries.features, [[5, 6], [0, 7]])
+
+
+@pytest.mark.parametrize("odd", ["", "2 qid:9 01:3\n"])
+def test_the_last_of_repeated_features_counts(tmp_path, caplog, odd):
+    queries = read(tmp_path, "0 qid:a 1:1 2:2\n0 qid:b 2:5 1:6 2:7\n" + odd)
+    np.testing.assert_array_equal(queries.features[:2], [[1, 2], [6, 7]])
+    assert "1 lines give a feature more than once, the first is line 2" in caplog.text
+
+
+NUMBERS = st.one_of(
+    st.floats(-3e38, 3e38).map(repr),
+    st.floats(-1, 1).map(lambda x: f"{x:.6f}"),
+    st.integers(-(10**20), 10**20).map(str),
+    st.from_regex(r"[+-]?[0-9]{1,25}\.?[0-9]{0,25}(e[+-]?[0-2]?[0-9])?", fullmatch=True).filter(
+        lambda text: abs(float(text)) < 3e38
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.dictionaries(st.integers(1, 1200), NUMBERS, max_size=5), min_size=1, max_size=5
+    )
+)
+def test_both_parsers_read_numbers_as_float_does(rows):
+    rests = [" ".join(f"{k}:{v}" for k, v in row.items()).encode() for row in rows]
+    slow = letor_text._parse_line_by_line(rests, list(range(len(rows))), None)
+    expected = np.array([float(v) for row in rows for v in row.values()]).astype(np.float32)
+    fast = letor_text._parse_plain(rests)
+    assert (fast is None) == (expected.size == 0)
+    for parsed in [slow] if fast is None else [slow, fast]:
+        assert parsed.values.tobytes() == expected.tobytes()
+        np.testing.assert_array_equal(parsed.indices, [k for row in rows for k in row])
+        np.testing.assert_array_equal(parsed.counts, [len(row) for row in rows])
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text("0123 :.+-eE", max_size=14))
+def test_the_fast_parser_accepts_nothing_that_the_careful_one_refuses(text):
+    rests = [b"1:2", text.encode(), b"3:4"]
+    fast = letor_text._parse_plain(rests)
+    if fast is not None:
+        slow = letor_text._parse_line_by_line(rests, [1, 2, 3], None)
+        assert fast.values.tobytes() == slow.values.tobytes()
+        np.testing.assert_array_equal(fast.indices, slow.indices)
+        np.testing.assert_array_equal(fast.counts, slow.counts)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1:0.5 2:1", "label '1:0.5', expected a number from 0 to 31 first in a line"),
+        ("-1 qid:1 1:1", "label '-1', expected a number from 0"),
+        ("nan qid:1 1:1", "label 'nan', expected"),
+        ("99 qid:1 1:1", "label '99', expected"),
+        ("1", "a label alone, expected qid:<id>"),
+        ("1 1:0.5 2:1", "'1:0.5' after the label, expected qid:<id>"),
+        ("1 qid: 1:0.5", "'qid:' after the label, expected qid:<id>"),
+        ("1 qid:2 0.5 1:2", "field '0.5', expected <index>:<value>"),
+        ("1 qid:2 1: 0.5", "field '1:', expected <index>:<value>"),
+        ("1 qid:2 1:2:3", "value of feature 1 is '2:3', expected a finite number"),
+        ("1 qid:2 -1:2", "field '-1:2', expected <index>:<value> with an index from 1"),
+        ("1 qid:2 1.0:2", "field '1.0:2', expected"),
+        ("1 qid:2 1:NULL", "value of feature 1 is 'NULL', expected a finite number"),
+        ("1 qid:2 1:nan", "value of feature 1 is 'nan'"),
+        ("1 qid:2 1:inf", "value of feature 1 is 'inf'"),
+        ("1 qid:2 1:1e39", "value of feature 1 is '1e39'"),
+        ("1 qid:2 1:1_0", "value of feature 1 is '1_0'"),
+        ("1 qid:2 1:1.2.3", "value of feature 1 is '1.2.3'"),
+        ("1 qid:2 1:1e", "value of feature 1 is '1e'"),
+        ("1 qid:2 1000001:1", "feature index in '1000001:1', expected at most 1000000"),
+        ("1 qid:2 " + "9" * 5000 + ":1", r"feature index in '9+\.\.\.', expected at most"),
+        ("1 qid:0 1:1", "query '0' again, after its block from line 1; expected the lines"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    text = f"0 qid:0 1:1\n0 qid:x 1:1 # fine\n\n{line}\n0 qid:y 1:1\n"
+    with pytest.raises(AutolossError, match=rf"file\.txt:4: {message}"):
+        read(tmp_path, text)
+
+
+def test_line_numbers_and_queries_span_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(letor_text, "_BLOCK_BYTES", 20)
+    queries = read(tmp_path, PLAIN)
+    np.testing.assert_array_equal(queries.offsets, [0, 2, 3])
+    assert queries.features[2].tolist() == [7, 8]
+    with pytest.raises(AutolossError, match="file.txt:4: query '1' again, after its block from"):
+        read(tmp_path, PLAIN + "1 qid:1 1:1\n")
+
+
+def test_bad_files(tmp_path, monkeypatch):
+    with pytest.raises(AutolossError, match="missing.txt: no such file"):
+        read_letor(tmp_path / "missing.txt")
+    with pytest.raises(AutolossError, match="is a folder, expected a file of LETOR text"):
+        read_letor(tmp_path)
+    for text in ("", "\n# nothing\n"):
+        with pytest.raises(AutolossError, match="file.txt: no documents"):
+            read(tmp_path, text)
+    with pytest.raises(AutolossError, match="file.txt: no features"):
+        read(tmp_path, "1 qid:1\n")
+    with pytest.raises(AutolossError, match=r"file.txt: 2 features .*at most the 1 of num_f"):
+        read(tmp_path, PLAIN, num_features=1)
+    with pytest.raises(AutolossError, match="num_features is 0, expected at least 1"):
+        read(tmp_path, PLAIN, num_features=0)
+    monkeypatch.setattr(letor_text, "MAX_VALUES", 5)
+    with pytest.raises(AutolossError, match="file.txt:1: feature index 2 with 3 documents"):
+        read(tmp_path, PLAIN)
+
+
+def write_fold(folder, train=PLAIN, validation=PLAIN, test=PLAIN, validation_name="vali.txt"):
+    folder.mkdir(parents=True)
+    for name, text in (("train.txt", train), (validation_name, validation), ("test.txt", test)):
+        if text is not None:
+            (folder / name).write_text(text)
+
+
+def renamed(text, prefix):
+    return text.replace("qid:", f"qid:{prefix}")
+
+
+def test_a_folder_of_folds(tmp_path):
+    for number in (10, 2):
+        write_fold(tmp_path / "set" / f"Fold{number}")
+    dataset = load_letor(tmp_path / "set")
+    assert dataset.name == "set" and [fold.name for fold in dataset.folds] == ["Fold2", "Fold10"]
+    assert load_letor(str(tmp_path / "set" / "Fold2")).name == "set/Fold2"
+
+
+@pytest.mark.parametrize("name", ["vali.txt", "valid.txt", "validation.txt"])
+def test_one_folder_and_three_files_are_the_same(tmp_path, name):
+    folder = tmp_path / "set"
+    write_fold(folder, PLAIN, renamed(PLAIN, "v"), renamed(PLAIN, "t"), validation_name=name)
+    (fold,) = load_letor(folder).folds
+    assert fold.validation.query_ids == ("v1", "v2") and fold.test.query_ids == ("t1", "t2")
+    files = [str(folder / file) for file in ("train.txt", name, "test.txt")]
+    for path in (files, ",".join(files)):
+        (same,) = load_letor(path).folds
+        assert same.test.query_ids == fold.test.query_ids
+
+
+def test_the_hash_follows_the_content_not_the_place(tmp_path):
+    write_fold(tmp_path / "a" / "Fold1")
+    write_fold(tmp_path / "b" / "somewhere else")
+    write_fold(tmp_path / "c" / "Fold1", test=PLAIN.replace("0.5", "0.6"))
+    a, b, c = (load_letor(tmp_path / name).sha256 for name in ("a", "b/somewhere else", "c"))
+    assert a == b != c
+    assert load_letor(tmp_path / "a", num_features=3).sha256 != a
+
+
+def test_without_a_validation_file_training_queries_are_set_aside(tmp_path, caplog):
+    train = "".join(f"1 qid:{q} 1:{q}\n0 qid:{q} 1:0\n" for q in range(20))
+    write_fold(tmp_path / "set", train, None, renamed(PLAIN.replace(" 2:", " 1:"), "t"))
+    with caplog.at_level(logging.WARNING):
+        (fold,) = load_letor(tmp_path / "set").folds
+    assert "no validation file; 4 of the 20 training queries" in caplog.text
+    assert len(fold.train) == 16 and len(fold.validation) == 4
+    assert len({*fold.train.query_ids, *fold.validation.query_ids}) == 20
+    (again,) = load_letor(tmp_path / "set").folds
+    assert again.validation.query_ids == fold.validation.query_ids
+    (tmp_path / "set" / "train.txt").write_text("1 qid:1 1:1\n")
+    with pytest.raises(AutolossError, match="no validation file and one training query"):
+        load_letor(tmp_path / "set")
+
+
+def test_a_query_in_two_parts_is_kept_with_a_warning(tmp_path, caplog):
+    write_fold(tmp_path / "set", test=renamed(PLAIN, "t"))
+    (fold,) = load_letor(tmp_path / "set").folds
+    assert "2 query ids are in both train and validation, such as '1'" in caplog.text
+    assert len(fold.train) == len(fold.validation) == 2
+
+
+def test_the_training_files_say_how_many_features(tmp_path):
+    write_fold(tmp_path / "less", test="0 qid:t 1:1\n")
+    assert load_letor(tmp_path / "less").folds[0].test.num_features == 2
+    write_fold(tmp_path / "more", test="0 qid:t 3:1\n")
+    with pytest.raises(AutolossError, match=r"test.txt: 3 features .* at most the 2 of .*train"):
+        load_letor(tmp_path / "more")
+    assert load_letor(tmp_path / "more", num_features=3).num_features == 3
+
+
+def test_paths_that_do_not_fit(tmp_path):
+    with pytest.raises(AutolossError, match="nowhere: expected .* there is no such file or folder"):
+        load_letor(tmp_path / "nowhere")
+    with pytest.raises(AutolossError, match="2 files, expected three: training, validation, test"):
+        load_letor("a.txt,b.txt")
+    (tmp_path / "Original").mkdir()
+    with pytest.raises(AutolossError, match="the files train.txt, .* found Original/"):
+        load_letor(tmp_path)
+    with pytest.raises(AutolossError, match="train.txt: no such file"):
+        load_letor(["train.txt", "b", "c"])
+
+
+def test_labels_may_be_fractions(tmp_path):
+    assert math.isclose(read(tmp_path, "0.25 qid:1 1:1\n").labels[0], 0.25)
