@@ -18,6 +18,7 @@ from jax import Array
 
 LARGE = 1e30
 TINY = 1e-30
+CUBE_ROOT_LARGE = 1e10
 LOG_LARGE = 69.07755
 """`log(LARGE)`: exp of anything larger saturates."""
 
@@ -36,7 +37,11 @@ def multiply(a: Array, b: Array) -> Array:
 
 def divide(a: Array, b: Array) -> Array:
     defined = jnp.abs(b) > TINY
-    return jnp.where(defined, jnp.clip(a / jnp.where(defined, b, 1.0), -LARGE, LARGE), 0.0)
+    # The derivative by automatic differentiation takes the divisor's square, which must not vanish.
+    small = defined & (jnp.abs(b) < 2.0**-60)
+    scale = jnp.where(small, 2.0**80, 1.0).astype(b.dtype)
+    divisor = jnp.where(defined, b * scale, 1.0)
+    return jnp.where(defined, jnp.clip(a / divisor * scale, -LARGE, LARGE), 0.0)
 
 
 def negative(x: Array) -> Array:
@@ -65,11 +70,12 @@ def square(x: Array) -> Array:
 
 
 def cube(x: Array) -> Array:
-    return jnp.clip(x * x * x, -LARGE, LARGE)
+    x = jnp.clip(x, -CUBE_ROOT_LARGE, CUBE_ROOT_LARGE)  # x * x alone would overflow
+    return x * x * x
 
 
 def absolute(x: Array) -> Array:
-    return jnp.abs(x)
+    return jnp.maximum(x, -x)  # jnp.abs has derivative 1 at 0, which is no mean of both sides
 
 
 def sign(x: Array) -> Array:
@@ -81,7 +87,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def softplus(x: Array) -> Array:
-    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-absolute(x)))
 
 
 def tanh(x: Array) -> Array:
@@ -117,7 +123,8 @@ def _divide_partials(a: Array, b: Array) -> tuple[Array, Array]:
     value = divide(a, b)
     defined = jnp.abs(b) > TINY
     inverse = jnp.where(defined, _inside(value) / jnp.where(defined, b, 1.0), 0.0)
-    return inverse, -value * inverse
+    # In range even where the value's square is not, since 0 times infinity is no derivative.
+    return inverse, jnp.clip(-value * inverse, -LARGE, LARGE)
 
 
 def _multiply_partials(a: Array, b: Array) -> tuple[Array, Array]:
@@ -257,7 +264,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "cube",
             cube,
-            lambda x: (3.0 * x * x * _inside(x * x * x),),
+            lambda x: (jnp.where(jnp.abs(x) < CUBE_ROOT_LARGE, 3.0 * x * x, 0.0),),
             "{0} ** 3",
             r"\left({0}\right)^3",
             4,

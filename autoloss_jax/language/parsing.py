@@ -4,7 +4,7 @@ import ast
 import math
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.language.expressions import Expression, apply, leaf, literal
+from autoloss_jax.language.expressions import LITERAL, Expression, apply, leaf, literal
 from autoloss_jax.language.operators import INDICES, LEAVES, OPERATORS, REDUCTIONS
 
 MAX_TEXT = 10_000
@@ -28,6 +28,7 @@ _COMPARISONS: dict[type[ast.cmpop], tuple[str, bool]] = {
     ast.Eq: ("eq", False),
     ast.NotEq: ("ne", False),
 }
+_ONE_LINE = str.maketrans("\n\r\t", "   ")
 _CONDITION_LEAVES = tuple(name for name in LEAVES if not name.startswith("s_"))
 
 
@@ -38,7 +39,7 @@ class FormulaError(AutolossError):
         self.column = column
         # Long texts are shown around the fault only.
         start = max(0, column - 41)
-        shown = text[start : start + 80].replace("\n", " ")
+        shown = text[start : start + 80].translate(_ONE_LINE)
         pointer = " " * (column - 1 - start) + "^"
         super().__init__(f"formula, column {column}: {message}\n  {shown}\n  {pointer}")
 
@@ -99,13 +100,16 @@ class _Parser:
         source = self.text.strip()
         self.offset = leading
         try:
-            body = ast.parse(source.replace("\n", " "), mode="eval").body
+            body = ast.parse(source.translate(_ONE_LINE), mode="eval").body
         except SyntaxError as error:
-            column = min(max(error.offset or 1, 1) + leading, len(self.text) + 1)
-            token = self.text[column - 1 : column] or "end of text"
+            # Python reports what is missing at the end as offset 0.
+            offset = error.offset or len(source) + 1
+            column = min(offset + leading, len(self.text) + 1)
+            token = self.text[column - 1 : column].strip()
+            shown = repr(token) if token else "end of text"
             raise FormulaError(
                 self.text, column,
-                f"unexpected {token!r}: {error.msg}; expected a loss expression",
+                f"unexpected {shown}: {error.msg}; expected a loss expression",
             ) from None  # fmt: skip
         except (RecursionError, MemoryError, ValueError) as error:
             raise FormulaError(
@@ -147,10 +151,11 @@ class _Parser:
                 return self._literal(node)
             case ast.Name():
                 return self._leaf(node)
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() as operand):
-                return literal(-self._literal(operand).value)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return apply("neg", self._formula(operand, depth + 1))
+                inner = self._formula(operand, depth + 1)
+                # The text of a negated number is a negative number, so that is what it is.
+                is_number = inner.op == LITERAL
+                return literal(-inner.value) if is_number else apply("neg", inner)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
                 return self._formula(operand, depth + 1)
             case ast.BinOp(op=ast.Pow()):
@@ -195,7 +200,7 @@ class _Parser:
         except FormulaError:
             exponent = leaf("n")
         k = exponent.value
-        if exponent.op != "literal" or k != int(k) or abs(k) > MAX_EXPONENT:
+        if exponent.op != LITERAL or k != int(k) or abs(k) > MAX_EXPONENT:
             raise self._error(
                 node.right,
                 f"expected a literal whole exponent from -{MAX_EXPONENT} to {MAX_EXPONENT}",
@@ -232,6 +237,9 @@ class _Parser:
         if depth > MAX_DEPTH:
             raise self._error(node, f"nested deeper than {MAX_DEPTH}; expected less nesting")
         if isinstance(node, ast.BoolOp):
+            # A chain of n parts becomes a tree n deep.
+            if depth + len(node.values) > MAX_DEPTH:
+                raise self._error(node, f"expected at most {MAX_DEPTH} comparisons in a row")
             op = "and" if isinstance(node.op, ast.And) else "or"
             parts = [self._condition(value, depth + 1) for value in node.values]
             condition = parts[0]
