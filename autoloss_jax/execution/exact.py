@@ -136,6 +136,7 @@ class _Query:
     @staticmethod
     def of(scores: Array, labels: Array, mask: Array, weights: Array | None) -> "_Query":
         scores, labels = jnp.where(mask, scores, 0.0), jnp.where(mask, labels, 0.0)
+        weights = None if weights is None else jnp.where(mask, weights, 0.0)
         rank = queries.ranks(scores, mask)
         documents = {
             "s": scores,
@@ -156,7 +157,8 @@ class _Query:
 
     def evaluate(self, node: Expression) -> Array:
         if node.op == LITERAL:
-            return jnp.asarray(node.value, self.leaves["n"].dtype)[None, None]
+            in_range = max(-LARGE, min(node.value, LARGE))
+            return jnp.asarray(in_range, self.leaves["n"].dtype)[None, None]
         if node.op in LEAVES or node.op in INDICES:
             return self.leaves[node.op]
         if node.op in REDUCTIONS:
