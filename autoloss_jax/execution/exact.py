@@ -179,7 +179,7 @@ class _Query:
         values, selected = jnp.broadcast_to(values, shape), jnp.broadcast_to(selected, shape)
         if self.weights is not None and "i" in reduction.indices and reduction.kind in _ADDITIVE:
             values = values * self.weights
-        return jnp.clip(_KINDS[reduction.kind](values, selected, axes), -LARGE, LARGE)
+        return _KINDS[reduction.kind](values, selected, axes)
 
 
 def _sum(values: Array, selected: Array, axes: tuple[int, ...]) -> Array:

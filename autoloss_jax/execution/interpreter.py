@@ -1,0 +1,495 @@
+"""The batched path: one compiled program that runs any encoded losses, value and gradient at once.
+
+A loss reaches the model through the score of a document, or of two, only. So the derivative is
+carried along with the value as dual numbers (forward mode) inside each segment, nothing is kept per
+instruction, and the loop ends where the program ends. Across stages, where only vectors of list
+length are kept, the chain rule runs backwards.
+
+Programs differ, so their branches must be real: candidates run one after the other, never under
+`vmap`, which would run every operator for each instruction. To keep a register file in the cache,
+queries are taken in tiles; all candidates pass over one tile before the next is read, so what
+depends on labels alone is laid out once for all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution import queries
+from autoloss_jax.execution.programs import (
+    DOCUMENT_LEAVES,
+    DOCUMENT_REDUCTIONS,
+    PAIR_LEAVES,
+    PAIR_REDUCTIONS,
+    PAIR_WORK_REGISTERS,
+    QUERY_LEAVES,
+    SCORE_LEAVES,
+    WORK_REGISTERS,
+    Programs,
+    Segments,
+)
+from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES
+from autoloss_jax.language.operators import LARGE, OPERATORS, TINY
+
+TILE_PAIRS = 12_800
+"""How many pairs a tile of queries may have, unless one query has more."""
+
+
+class Dual(NamedTuple):
+    """A value and its derivatives by what the stage differentiates by."""
+
+    value: Array  # f32[...]
+    tangent: Array  # f32[tangents, ...]
+
+
+class _Registers(NamedTuple):
+    """A register file: the leaves of a level, then work space."""
+
+    value: Array  # f32[registers, ...]
+    tangent: Array  # f32[registers, tangents, ...]
+
+    def read(self, register: Array) -> Dual:
+        return Dual(*(lax.dynamic_index_in_dim(x, register, 0, False) for x in self))
+
+    def write(self, register: Array | int, dual: Dual) -> "_Registers":
+        return _Registers(
+            *(lax.dynamic_update_index_in_dim(x, new, register, 0)
+              for x, new in zip(self, dual, strict=True))
+        )  # fmt: skip
+
+
+_Branch = Callable[[_Registers, Array, Array, Array], Dual]
+
+
+def _operator_branch(name: str) -> _Branch:
+    """Executes an operator, reading only the registers it needs."""
+    operator = OPERATORS[name]
+
+    def branch(registers: _Registers, a: Array, b: Array, constant: Array) -> Dual:
+        del constant
+        args = [registers.read(register) for register in (a, b)[: operator.arity]]
+        values = [arg.value for arg in args]
+        partials = operator.partials(*values)
+        terms = [p * arg.tangent for p, arg in zip(partials, args, strict=True)]
+        return Dual(operator.value(*values), terms[0] if len(terms) == 1 else terms[0] + terms[1])
+
+    return branch
+
+
+def _constant_branch(registers: _Registers, a: Array, b: Array, constant: Array) -> Dual:
+    del a, b
+    value, tangent = registers
+    return Dual(jnp.full(value.shape[1:], constant), jnp.zeros(tangent.shape[1:]))
+
+
+_BRANCHES: list[_Branch] = [*map(_operator_branch, OPERATORS), _constant_branch]
+
+
+def _run(
+    segment: Segments, registers: _Registers, loads: Sequence[_Branch] = ()
+) -> _Registers:
+    """Executes one segment of one candidate, whose length is known at run time only."""
+
+    def step(carry: tuple[Array, _Registers]) -> tuple[Array, _Registers]:
+        k, registers = carry
+        opcode, a, b, target = segment.code[k]
+        # The branches return the result; writing it in there would copy the whole file.
+        result = lax.switch(opcode, [*_BRANCHES, *loads], registers, a, b, segment.constant[k])
+        return k + 1, registers.write(target, result)
+
+    return lax.while_loop(
+        lambda carry: carry[0] < segment.length, step, (jnp.int32(0), registers)
+    )[1]
+
+
+def _finite(x: Array) -> Array:
+    """Overflow saturates; what has no value is 0."""
+    return jnp.nan_to_num(jnp.clip(x, -LARGE, LARGE))
+
+
+# --- reductions: values f32[..., list], which of them count -> result and its derivative by each ---
+
+
+def _sum(values: Array, selected: Array) -> tuple[Array, Array]:
+    return jnp.sum(values * selected, -1), selected
+
+
+def _mean(values: Array, selected: Array) -> tuple[Array, Array]:
+    weights = selected / jnp.maximum(jnp.sum(selected, -1, keepdims=True), 1.0)
+    return jnp.sum(values * weights, -1), weights
+
+
+def _top(values: Array, selected: Array) -> Array:
+    top = jnp.max(jnp.where(selected > 0, values, -jnp.inf), -1, keepdims=True)
+    return jnp.where(jnp.isfinite(top), top, 0.0)
+
+
+def _max(values: Array, selected: Array) -> tuple[Array, Array]:
+    top = _top(values, selected)
+    ties = selected * (values == top)
+    return top[..., 0], ties / jnp.maximum(jnp.sum(ties, -1, keepdims=True), 1.0)
+
+
+def _logsumexp(values: Array, selected: Array) -> tuple[Array, Array]:
+    top = _top(values, selected)
+    terms = selected * jnp.exp(jnp.minimum(values - top, 0.0))
+    total = jnp.sum(terms, -1, keepdims=True)
+    result = jnp.where(total > 0.0, top + jnp.log(jnp.maximum(total, TINY)), 0.0)
+    return result[..., 0], terms / jnp.maximum(total, TINY)
+
+
+_Reduction = Callable[[Array, Array], tuple[Array, Array]]
+_KINDS: dict[str, _Reduction] = {
+    "sum": _sum,
+    "mean": _mean,
+    "max": _max,
+    "logsumexp": _logsumexp,
+}
+_REDUCTIONS: dict[str, _Reduction] = {
+    f"{kind}_{index}": reduce for kind, reduce in _KINDS.items() for index in "ij"
+}
+
+
+# --- the stages of one candidate over one tile of queries ---
+
+
+class _Tile(NamedTuple):
+    """A tile of queries, with what all candidates share of it."""
+
+    labels: Array  # f32[queries, list]
+    mask: Array  # bool[queries, list]
+    size: Array  # f32[queries]: documents in each list
+    max_dcg: Array  # f32[queries]
+    pair_where: Array  # f32[conditions, queries, list, list]: 1 for the pairs that fulfil each
+    document_where: Array  # f32[conditions, queries, list]
+
+
+class _Files(NamedTuple):
+    """The register files of a tile, handed on from candidate to candidate.
+
+    Leaves of the labels are written once, those of the scores by every candidate that uses them. Documents and pairs are flat, which the compiler vectorises best.
+    """
+
+    pair: _Registers  # [registers, queries * list * list], one tangent: by s_i - s_j
+    document: _Registers  # [registers, queries * list], tangents by s_i and the pair stages' results
+
+
+def _tile_of(labels: Array, mask: Array) -> _Tile:
+    labels = jnp.where(mask, labels, 0.0)
+    i, j = labels[:, :, None], labels[:, None, :]
+    position = jnp.arange(labels.shape[-1])
+    not_before = position[None, :, None] <= position[None, None, :]
+    pairs = (True, position[None, :, None] != position[None, None, :], i > j, j > i, i >= j, j >= i,
+             i != j, i == j, (i > j) | ((i == j) & not_before))  # fmt: skip
+    documents = (True, labels > 0, labels == 0)
+    valid = mask[:, :, None] & mask[:, None, :]
+    return _Tile(
+        labels=labels,
+        mask=mask,
+        size=jnp.sum(mask, -1, dtype=labels.dtype),
+        max_dcg=queries.max_dcg(labels, mask),
+        pair_where=jnp.stack([valid & where for where in pairs]).astype(labels.dtype),
+        document_where=jnp.stack([mask & where for where in documents]).astype(labels.dtype),
+    )
+
+
+def _files(tile: _Tile) -> _Files:
+    documents = {
+        "y": tile.labels,
+        "gain": queries.gains(tile.labels),
+        "n": jnp.broadcast_to(tile.size[:, None], tile.labels.shape),
+        "max_dcg": jnp.broadcast_to(tile.max_dcg[:, None], tile.labels.shape),
+    }
+    nothing = jnp.zeros_like(tile.labels)
+    document = _spread(documents, tile.labels.shape, DOCUMENT_LEAVES, WORK_REGISTERS)
+    by_score = jnp.zeros((document.shape[0], 1 + MAX_PAIR_STAGES, nothing.size))
+    by_score = by_score.at[DOCUMENT_LEAVES.index("s_i"), 0].set(1.0)
+    for k in range(MAX_PAIR_STAGES):
+        by_score = by_score.at[_FIRST_PAIR_RESULT + k, 1 + k].set(1.0)
+    shape = (*nothing.shape, nothing.shape[-1])
+    pair = _spread(documents, shape, PAIR_LEAVES, PAIR_WORK_REGISTERS)
+    by_difference = jnp.zeros((pair.shape[0], 1, pair.shape[1]))
+    return _Files(_Registers(pair, by_difference), _Registers(document, by_score))
+
+
+_FIRST_PAIR_RESULT = len(DOCUMENT_LEAVES) - MAX_PAIR_STAGES
+
+
+def _over(leaf: Array, name: str, shape: tuple[int, ...]) -> Array:
+    """A quantity of documents f32[queries, list] as `shape`, along the index its name ends in."""
+    if len(shape) == 2:
+        return leaf
+    return jnp.broadcast_to(leaf[:, None, :] if name.endswith("_j") else leaf[:, :, None], shape)
+
+
+def _spread(
+    documents: dict[str, Array], shape: tuple[int, ...], leaves: tuple[str, ...], work: int
+) -> Array:
+    """f32[registers, flat]: the leaves that are known, 0 for the others and the work space."""
+    nothing = jnp.zeros(shape)
+    known = {name: documents.get(name.removesuffix("_i").removesuffix("_j")) for name in leaves}
+    rows = [nothing if x is None else _over(x, name, shape) for name, x in known.items()]
+    return jnp.stack(rows + [nothing] * work).reshape(len(leaves) + work, -1)
+
+
+def _load_scores(
+    program: Programs, tile: _Tile, document: _Registers, scores: Array
+) -> tuple[_Registers, list[_Branch]]:
+    """Writes the document leaves that depend on this candidate's scores.
+
+    Also returns the instructions that load the pair leaves of them.
+    """
+
+    def ranked(value: Array) -> Array:
+        rank = queries.ranks(scores, tile.mask)
+        value = value.at[DOCUMENT_LEAVES.index("rank_i")].set(rank.reshape(-1))
+        discount = queries.discounts(rank)
+        return value.at[DOCUMENT_LEAVES.index("discount_i")].set(discount.reshape(-1))
+
+    value = document.value.at[DOCUMENT_LEAVES.index("s_i")].set(scores.reshape(-1))
+    value = lax.cond(program.uses_ranks, ranked, lambda value: value, value)
+    difference = scores[:, :, None] - scores[:, None, :]
+
+    def load(name: str) -> _Branch:
+        def branch(registers: _Registers, a: Array, b: Array, constant: Array) -> Dual:
+            del a, b, constant
+            shape = registers.tangent.shape[1:]
+            if name in ("s_i - s_j", "s_j - s_i"):
+                sign = 1.0 if name == "s_i - s_j" else -1.0
+                return Dual(_flat(sign * difference), jnp.full(shape, sign))
+            row = value[DOCUMENT_LEAVES.index(name[:-1] + "i")].reshape(scores.shape)
+            return Dual(_flat(_over(row, name, difference.shape)), jnp.zeros(shape))
+
+        return branch
+
+    return document._replace(value=value), [load(name) for name in SCORE_LEAVES]
+
+
+def _flat(x: Array) -> Array:
+    """One axis; kept apart from what computes `x`, which would index it far more slowly flat."""
+    return lax.optimization_barrier(x).reshape(-1)
+
+
+def _pair_result(tile: _Tile, segment: Segments, pair: _Registers) -> tuple[Dual, Array]:
+    """What a pair stage left in the file, f32[queries, list, list], and the pairs it selects."""
+    value, tangent = pair.read(segment.result)
+    shape = tile.pair_where.shape[1:]
+    return Dual(value.reshape(shape), tangent.reshape(shape)), tile.pair_where[segment.where]
+
+
+def _pair_stages(
+    program: Programs, tile: _Tile, files: _Files, loads: Sequence[_Branch]
+) -> tuple[_Files, Array]:
+    """Runs the pair stages; their results become leaves of the documents.
+
+    Also returns f32[stages, queries]: how many pairs each stage selects.
+    """
+
+    def stage(pair: _Registers, segment: Segments) -> tuple[_Registers, tuple[Array, Array]]:
+        pair = _run(segment, pair, loads)
+
+        def absent(pair: _Registers) -> tuple[Array, Array]:
+            del pair
+            return jnp.zeros(tile.labels.shape), jnp.zeros(tile.size.shape)
+
+        def reduced(reduce: _Reduction) -> Callable[[_Registers], tuple[Array, Array]]:
+            def present(pair: _Registers) -> tuple[Array, Array]:
+                dual, selected = _pair_result(tile, segment, pair)
+                return reduce(dual.value, selected)[0], jnp.sum(selected, (1, 2))
+
+            return present
+
+        branches = [absent, *(reduced(_REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
+        return pair, lax.switch(segment.reduction, branches, pair)
+
+    pair, (results, counts) = lax.scan(stage, files.pair, program.pair)
+    value = files.document.value
+    value = value.at[_FIRST_PAIR_RESULT : len(DOCUMENT_LEAVES)].set(
+        results.reshape(MAX_PAIR_STAGES, -1)
+    )
+    return _Files(pair, files.document._replace(value=value)), counts
+
+
+def _document_stages(
+    program: Programs, tile: _Tile, document: _Registers, counts: Array
+) -> tuple[_Registers, Array, Array]:
+    """Query values f32[stages, queries] and their slopes f32[stages, 1 + pair stages, queries, list].
+
+    The slopes are by the score of each document and by the results of its pair stages.
+    """
+    shape = tile.labels.shape
+
+    def mean_of_pairs(k: int) -> _Reduction:
+        def reduce(values: Array, selected: Array) -> tuple[Array, Array]:
+            weights = selected / jnp.maximum(counts[k], 1.0)[:, None]
+            return jnp.sum(values * weights, -1), weights
+
+        return reduce
+
+    reductions = [_REDUCTIONS[name] for name in DOCUMENT_REDUCTIONS[1:-MAX_PAIR_STAGES]]
+    reductions += [mean_of_pairs(k) for k in range(MAX_PAIR_STAGES)]
+
+    def stage(document: _Registers, segment: Segments) -> tuple[_Registers, tuple[Array, Array]]:
+        document = _run(segment, document)
+
+        def absent(document: _Registers) -> tuple[Array, Array]:
+            del document
+            return jnp.zeros(shape[:1]), jnp.zeros((1 + MAX_PAIR_STAGES, *shape))
+
+        def reduced(reduce: _Reduction) -> Callable[[_Registers], tuple[Array, Array]]:
+            def present(document: _Registers) -> tuple[Array, Array]:
+                value, tangent = document.read(segment.result)
+                selected = tile.document_where[segment.where]
+                result, weights = reduce(value.reshape(shape), selected)
+                return result, weights * _finite(tangent).reshape(-1, *shape)
+
+            return present
+
+        return document, lax.switch(
+            segment.reduction, [absent, *map(reduced, reductions)], document
+        )
+
+    document, (values, slopes) = lax.scan(stage, document, program.document)
+    return document, values, slopes
+
+
+def _query_stage(program: Programs, tile: _Tile, values: Array) -> Dual:
+    """The loss of each query, f32[queries], and its slopes by the document stages' results."""
+    leaves = jnp.stack([tile.size, tile.max_dcg])
+    value = jnp.concatenate([leaves, values, jnp.zeros((WORK_REGISTERS, values.shape[1]))])
+    tangent = jnp.zeros((value.shape[0], MAX_DOCUMENT_STAGES, values.shape[1]))
+    for k in range(MAX_DOCUMENT_STAGES):
+        tangent = tangent.at[len(leaves) + k, k].set(1.0)
+    segment = jax.tree.map(lambda x: x[0], program.query)
+    loss = _run(segment, _Registers(value, tangent)).read(segment.result)
+    return Dual(_finite(loss.value), _finite(loss.tangent))
+
+
+def _through_pairs(
+    tile: _Tile, segment: Segments, pair: _Registers, cotangent: Array, gradient: Array
+) -> Array:
+    """Adds what a pair stage passes on to the scores, of f32[queries, list] for its results."""
+
+    def absent(pair: _Registers) -> Array:
+        del pair
+        return gradient
+
+    def reduced(reduce: _Reduction) -> Callable[[_Registers], Array]:
+        def present(pair: _Registers) -> Array:
+            dual, selected = _pair_result(tile, segment, pair)
+            weights = reduce(dual.value, selected)[1]
+            pull = _finite(cotangent[:, :, None] * (weights * _finite(dual.tangent)))
+            return gradient + jnp.sum(pull, 2) - jnp.sum(pull, 1)
+
+        return present
+
+    branches = [absent, *(reduced(_REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
+    return lax.switch(segment.reduction, branches, pair)
+
+
+def _loss_and_gradient(
+    program: Programs, tile: _Tile, files: _Files, scores: Array
+) -> tuple[_Files, tuple[Array, Array]]:
+    """One candidate's loss f32[queries] over a tile, and its gradient f32[queries, list]."""
+    scores = jnp.where(tile.mask, scores, 0.0)
+    document, loads = _load_scores(program, tile, files.document, scores)
+    files, counts = _pair_stages(program, tile, files._replace(document=document), loads)
+    document, values, slopes = _document_stages(program, tile, files.document, counts)
+    loss = _query_stage(program, tile, values)
+    # Chain rule, backwards: query -> document stages -> scores and pair stages -> scores.
+    by_document = jnp.sum(loss.tangent[:, None, :, None] * slopes, 0)
+    gradient = by_document[0]
+    for k in range(MAX_PAIR_STAGES):
+        segment = jax.tree.map(lambda x, k=k: x[k], program.pair)
+        gradient = _through_pairs(tile, segment, files.pair, by_document[1 + k], gradient)
+    gradient = jnp.where(tile.mask, _finite(gradient), 0.0)
+    return _Files(files.pair, document), (loss.value, gradient)
+
+
+def losses_and_gradients(
+    programs: Programs, scores: Array, labels: Array, mask: Array
+) -> tuple[Array, Array]:
+    """Every candidate's loss of every query, and its gradient by the scores.
+
+    Args:
+      programs: the candidates' losses.
+      scores: f32[candidates, queries, list].
+      labels: f32[queries, list], shared by the candidates.
+      mask: bool[queries, list], True for real documents.
+
+    Returns:
+      f32[candidates, queries], 0 for a query without a document; f32[candidates, queries, list].
+    """
+    count, length = labels.shape
+    tile_size = min(count, max(1, TILE_PAIRS // length**2))
+    tiles = -(-count // tile_size)
+    padding = tiles * tile_size - count
+
+    def tiled(x: Array, axis: int) -> Array:
+        widths = [(0, padding if a == axis else 0) for a in range(x.ndim)]
+        shape = (*x.shape[:axis], tiles, tile_size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
+
+    def over_tile(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        labels, mask, scores = inputs
+        tile = _tile_of(labels, mask)
+
+        def candidate(registers: _Registers, inputs: tuple[Programs, Array]):
+            return _loss_and_gradient(inputs[0], tile, registers, inputs[1])
+
+        return lax.scan(candidate, _files(tile), (programs, scores))[1]
+
+    losses, gradients = lax.map(over_tile, (tiled(labels, 0), tiled(mask, 0), tiled(scores, 1)))
+    # [tiles, candidates, tile_size, ...] -> [candidates, queries, ...]
+    losses = jnp.moveaxis(losses, 0, 1).reshape(scores.shape[0], -1)[:, :count]
+    gradients = jnp.moveaxis(gradients, 0, 1).reshape(scores.shape[0], -1, length)[:, :count]
+    return jnp.where(jnp.any(mask, -1), losses, 0.0), gradients
+
+
+def _mean_loss(programs: Programs, scores: Array, labels: Array, mask: Array):
+    losses, gradients = losses_and_gradients(programs, scores, labels, mask)
+    queries_ = jnp.maximum(jnp.sum(jnp.any(mask, -1), dtype=scores.dtype), 1.0)
+    return jnp.sum(losses, -1) / queries_, gradients / queries_
+
+
+@jax.custom_vjp
+def _batched_loss(programs: Programs, scores: Array, labels: Array, mask: Array) -> Array:
+    return _mean_loss(programs, scores, labels, mask)[0]
+
+
+def _backward(gradients: Array, cotangent: Array):
+    return None, cotangent[:, None, None] * gradients, None, None
+
+
+_batched_loss.defvjp(_mean_loss, _backward)
+
+
+def batched_loss(programs: Programs, scores: Array, labels: Array, mask: Array) -> Array:
+    """The mean loss of each candidate over the queries that have a document.
+
+    One XLA program serves all candidates, ever: new losses are new arrays. Differentiable in the
+    scores, once, in reverse mode; the gradient comes with the value at no further pass.
+
+    Args:
+      programs: the losses of `encode`, as many as scores has candidates.
+      scores: f32[candidates, queries, list].
+      labels: f32[queries, list].
+      mask: bool[queries, list], True for real documents.
+
+    Returns:
+      f32[candidates], equal to `compile_loss(expression)(scores[c], labels, where=mask)`.
+
+    Raises:
+      AutolossError: the shapes do not fit each other.
+    """
+    expected = (programs.count, *labels.shape)
+    if scores.shape != expected or mask.shape != labels.shape or labels.ndim != 2:
+        raise AutolossError(
+            "expected scores [candidates, queries, list], labels and mask [queries, list] for "
+            f"{programs.count} candidates; got {scores.shape}, {labels.shape} and {mask.shape}"
+        )
+    return _batched_loss(programs, scores, labels, mask)
