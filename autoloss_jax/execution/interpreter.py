@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from autoloss_jax.errors import AutolossError
@@ -27,7 +28,6 @@ from autoloss_jax.execution.programs import (
     PAIR_REDUCTIONS,
     PAIR_WORK_REGISTERS,
     QUERY_LEAVES,
-    SCORE_LEAVES,
     WORK_REGISTERS,
     Programs,
     Segments,
@@ -158,115 +158,110 @@ _REDUCTIONS: dict[str, _Reduction] = {
 
 
 class _Tile(NamedTuple):
-    """A tile of queries, with what all candidates share of it."""
+    """A tile of queries."""
 
     labels: Array  # f32[queries, list]
     mask: Array  # bool[queries, list]
     size: Array  # f32[queries]: documents in each list
     max_dcg: Array  # f32[queries]
-    pair_where: Array  # f32[conditions, queries, list, list]: 1 for the pairs that fulfil each
-    document_where: Array  # f32[conditions, queries, list]
+
+    def documents(self, condition: Array) -> Array:
+        """f32[queries, list]: 1 for the documents that fulfil a condition, by its code."""
+        fulfilled = [self.mask, self.mask & (self.labels > 0), self.mask & (self.labels == 0)]
+        return lax.select_n(condition, *fulfilled).astype(self.labels.dtype)
+
+    def pairs(self, condition: Array) -> Array:
+        """f32[queries, list, list]: 1 for the pairs that fulfil a condition, by its code.
+
+        Computed where it is used, from what each condition says of y_i against y_j.
+        """
+        ahead, tied, behind, positions = (
+            jnp.asarray(column)[condition] for column in zip(*_PAIR_CONDITIONS, strict=True)
+        )
+        i, j = self.labels[:, :, None], self.labels[:, None, :]
+        position = jnp.arange(self.labels.shape[-1])
+        before, after = position[:, None], position[None, :]
+        apart = jnp.where(positions == _DISTINCT, before != after, after >= before)
+        tied = tied & ((positions == _ANY) | apart)
+        fulfilled = jnp.where(i > j, ahead, jnp.where(i < j, behind, tied))
+        return (fulfilled & self.mask[:, :, None] & self.mask[:, None, :]).astype(i.dtype)
 
 
-class _Files(NamedTuple):
-    """The register files of a tile, handed on from candidate to candidate.
-
-    Leaves of the labels are written once, those of the scores by every candidate that uses them. Documents and pairs are flat, which the compiler vectorises best.
-    """
-
-    pair: _Registers  # [registers, queries * list * list], one tangent: by s_i - s_j
-    document: _Registers  # [registers, queries * list], tangents by s_i and the pair stages' results
+# What the conditions of PAIR_CONDITIONS say: whether they hold where y_i > y_j, where y_i == y_j and
+# where y_i < y_j; and what a tie asks of the positions.
+_ANY, _DISTINCT, _NOT_BEFORE = range(3)
+_PAIR_CONDITIONS = (
+    (True, True, True, _ANY),
+    (True, True, True, _DISTINCT),
+    (True, False, False, _ANY),
+    (False, False, True, _ANY),
+    (True, True, False, _ANY),
+    (False, True, True, _ANY),
+    (True, False, True, _ANY),
+    (False, True, False, _ANY),
+    (True, True, False, _NOT_BEFORE),
+)
 
 
 def _tile_of(labels: Array, mask: Array) -> _Tile:
     labels = jnp.where(mask, labels, 0.0)
-    i, j = labels[:, :, None], labels[:, None, :]
-    position = jnp.arange(labels.shape[-1])
-    not_before = position[None, :, None] <= position[None, None, :]
-    pairs = (True, position[None, :, None] != position[None, None, :], i > j, j > i, i >= j, j >= i,
-             i != j, i == j, (i > j) | ((i == j) & not_before))  # fmt: skip
-    documents = (True, labels > 0, labels == 0)
-    valid = mask[:, :, None] & mask[:, None, :]
-    return _Tile(
-        labels=labels,
-        mask=mask,
-        size=jnp.sum(mask, -1, dtype=labels.dtype),
-        max_dcg=queries.max_dcg(labels, mask),
-        pair_where=jnp.stack([valid & where for where in pairs]).astype(labels.dtype),
-        document_where=jnp.stack([mask & where for where in documents]).astype(labels.dtype),
-    )
-
-
-def _files(tile: _Tile) -> _Files:
-    documents = {
-        "y": tile.labels,
-        "gain": queries.gains(tile.labels),
-        "n": jnp.broadcast_to(tile.size[:, None], tile.labels.shape),
-        "max_dcg": jnp.broadcast_to(tile.max_dcg[:, None], tile.labels.shape),
-    }
-    nothing = jnp.zeros_like(tile.labels)
-    document = _spread(documents, tile.labels.shape, DOCUMENT_LEAVES, WORK_REGISTERS)
-    by_score = jnp.zeros((document.shape[0], 1 + MAX_PAIR_STAGES, nothing.size))
-    by_score = by_score.at[DOCUMENT_LEAVES.index("s_i"), 0].set(1.0)
-    for k in range(MAX_PAIR_STAGES):
-        by_score = by_score.at[_FIRST_PAIR_RESULT + k, 1 + k].set(1.0)
-    shape = (*nothing.shape, nothing.shape[-1])
-    pair = _spread(documents, shape, PAIR_LEAVES, PAIR_WORK_REGISTERS)
-    by_difference = jnp.zeros((pair.shape[0], 1, pair.shape[1]))
-    return _Files(_Registers(pair, by_difference), _Registers(document, by_score))
+    size = jnp.sum(mask, -1, dtype=labels.dtype)
+    return _Tile(labels, mask, size, queries.max_dcg(labels, mask))
 
 
 _FIRST_PAIR_RESULT = len(DOCUMENT_LEAVES) - MAX_PAIR_STAGES
 
 
-def _over(leaf: Array, name: str, shape: tuple[int, ...]) -> Array:
-    """A quantity of documents f32[queries, list] as `shape`, along the index its name ends in."""
-    if len(shape) == 2:
-        return leaf
-    return jnp.broadcast_to(leaf[:, None, :] if name.endswith("_j") else leaf[:, :, None], shape)
+def _pair_workspace(tile_size: int, length: int) -> _Registers:
+    """Pair registers, flat, which the compiler vectorises best; one tangent, by s_i - s_j.
 
-
-def _spread(
-    documents: dict[str, Array], shape: tuple[int, ...], leaves: tuple[str, ...], work: int
-) -> Array:
-    """f32[registers, flat]: the leaves that are known, 0 for the others and the work space."""
-    nothing = jnp.zeros(shape)
-    known = {name: documents.get(name.removesuffix("_i").removesuffix("_j")) for name in leaves}
-    rows = [nothing if x is None else _over(x, name, shape) for name, x in known.items()]
-    return jnp.stack(rows + [nothing] * work).reshape(len(leaves) + work, -1)
-
-
-def _load_scores(
-    program: Programs, tile: _Tile, document: _Registers, scores: Array
-) -> tuple[_Registers, list[_Branch]]:
-    """Writes the document leaves that depend on this candidate's scores.
-
-    Also returns the instructions that load the pair leaves of them.
+    Handed on from candidate to candidate and from tile to tile: whatever is read was written before.
     """
+    empty = jnp.zeros((PAIR_WORK_REGISTERS, tile_size * length**2))
+    return _Registers(empty, empty[:, None])
 
-    def ranked(value: Array) -> Array:
+
+def _document_registers(program: Programs, tile: _Tile, scores: Array) -> _Registers:
+    """Document registers, flat; tangents by s_i and by the results of the pair stages."""
+    shape = tile.labels.shape
+
+    def ranked(scores: Array) -> tuple[Array, Array]:
         rank = queries.ranks(scores, tile.mask)
-        value = value.at[DOCUMENT_LEAVES.index("rank_i")].set(rank.reshape(-1))
-        discount = queries.discounts(rank)
-        return value.at[DOCUMENT_LEAVES.index("discount_i")].set(discount.reshape(-1))
+        return rank, queries.discounts(rank)
 
-    value = document.value.at[DOCUMENT_LEAVES.index("s_i")].set(scores.reshape(-1))
-    value = lax.cond(program.uses_ranks, ranked, lambda value: value, value)
-    difference = scores[:, :, None] - scores[:, None, :]
+    nothing = jnp.zeros(shape)
+    rank, discount = lax.cond(program.uses_ranks, ranked, lambda _: (nothing, nothing), scores)
+    size, max_dcg = (jnp.broadcast_to(x[:, None], shape) for x in (tile.size, tile.max_dcg))
+    leaves = [scores, tile.labels, queries.gains(tile.labels), rank, discount, size, max_dcg]
+    unwritten = [nothing] * (MAX_PAIR_STAGES + WORK_REGISTERS)
+    value = jnp.stack(leaves + unwritten).reshape(-1, nothing.size)
+    by = np.zeros((value.shape[0], 1 + MAX_PAIR_STAGES, 1), np.float32)
+    by[DOCUMENT_LEAVES.index("s_i"), 0] = 1.0
+    for k in range(MAX_PAIR_STAGES):
+        by[_FIRST_PAIR_RESULT + k, 1 + k] = 1.0
+    return _Registers(value, jnp.broadcast_to(by, (*by.shape[:2], nothing.size)))
+
+
+def _pair_loads(document: _Registers, shape: tuple[int, ...]) -> list[_Branch]:
+    """The instructions that lay out leaves of documents over pairs [queries, list, list]."""
 
     def load(name: str) -> _Branch:
+        def leaf(source: str) -> Array:
+            row = DOCUMENT_LEAVES.index(source.replace("_j", "_i"))
+            documents = document.value[row].reshape(shape[:2])
+            return documents[:, None, :] if source.endswith("_j") else documents[:, :, None]
+
         def branch(registers: _Registers, a: Array, b: Array, constant: Array) -> Dual:
             del a, b, constant
-            shape = registers.tangent.shape[1:]
-            if name in ("s_i - s_j", "s_j - s_i"):
-                sign = 1.0 if name == "s_i - s_j" else -1.0
-                return Dual(_flat(sign * difference), jnp.full(shape, sign))
-            row = value[DOCUMENT_LEAVES.index(name[:-1] + "i")].reshape(scores.shape)
-            return Dual(_flat(_over(row, name, difference.shape)), jnp.zeros(shape))
+            left, _, right = name.partition(" - ")
+            value = leaf(left) - leaf(right) if right else leaf(left)
+            slope = {"s_i": 1.0, "s_j": -1.0}.get(left, 0.0)
+            tangent = jnp.full(registers.tangent.shape[1:], slope)
+            return Dual(_flat(jnp.broadcast_to(value, shape)), tangent)
 
         return branch
 
-    return document._replace(value=value), [load(name) for name in SCORE_LEAVES]
+    return [load(name) for name in PAIR_LEAVES]
 
 
 def _flat(x: Array) -> Array:
@@ -277,24 +272,26 @@ def _flat(x: Array) -> Array:
 def _pair_result(tile: _Tile, segment: Segments, pair: _Registers) -> tuple[Dual, Array]:
     """What a pair stage left in the file, f32[queries, list, list], and the pairs it selects."""
     value, tangent = pair.read(segment.result)
-    shape = tile.pair_where.shape[1:]
-    return Dual(value.reshape(shape), tangent.reshape(shape)), tile.pair_where[segment.where]
+    selected = tile.pairs(segment.where)
+    return Dual(value.reshape(selected.shape), tangent.reshape(selected.shape)), selected
 
 
 def _pair_stages(
-    program: Programs, tile: _Tile, files: _Files, loads: Sequence[_Branch]
-) -> tuple[_Files, Array]:
+    program: Programs, tile: _Tile, pair: _Registers, document: _Registers
+) -> tuple[_Registers, _Registers, Array]:
     """Runs the pair stages; their results become leaves of the documents.
 
-    Also returns f32[stages, queries]: how many pairs each stage selects.
+    Returns both register files and f32[stages, queries]: how many pairs each stage selects.
     """
+    shape = tile.labels.shape
+    loads = _pair_loads(document, (*shape, shape[-1]))
 
     def stage(pair: _Registers, segment: Segments) -> tuple[_Registers, tuple[Array, Array]]:
         pair = _run(segment, pair, loads)
 
         def absent(pair: _Registers) -> tuple[Array, Array]:
             del pair
-            return jnp.zeros(tile.labels.shape), jnp.zeros(tile.size.shape)
+            return jnp.zeros(shape), jnp.zeros(shape[:1])
 
         def reduced(reduce: _Reduction) -> Callable[[_Registers], tuple[Array, Array]]:
             def present(pair: _Registers) -> tuple[Array, Array]:
@@ -306,17 +303,15 @@ def _pair_stages(
         branches = [absent, *(reduced(_REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
         return pair, lax.switch(segment.reduction, branches, pair)
 
-    pair, (results, counts) = lax.scan(stage, files.pair, program.pair)
-    value = files.document.value
-    value = value.at[_FIRST_PAIR_RESULT : len(DOCUMENT_LEAVES)].set(
-        results.reshape(MAX_PAIR_STAGES, -1)
-    )
-    return _Files(pair, files.document._replace(value=value)), counts
+    pair, (results, counts) = lax.scan(stage, pair, program.pair)
+    results = results.reshape(MAX_PAIR_STAGES, -1)
+    value = document.value.at[_FIRST_PAIR_RESULT : len(DOCUMENT_LEAVES)].set(results)
+    return pair, document._replace(value=value), counts
 
 
 def _document_stages(
     program: Programs, tile: _Tile, document: _Registers, counts: Array
-) -> tuple[_Registers, Array, Array]:
+) -> tuple[Array, Array]:
     """Query values f32[stages, queries] and their slopes f32[stages, 1 + pair stages, queries, list].
 
     The slopes are by the score of each document and by the results of its pair stages.
@@ -343,7 +338,7 @@ def _document_stages(
         def reduced(reduce: _Reduction) -> Callable[[_Registers], tuple[Array, Array]]:
             def present(document: _Registers) -> tuple[Array, Array]:
                 value, tangent = document.read(segment.result)
-                selected = tile.document_where[segment.where]
+                selected = tile.documents(segment.where)
                 result, weights = reduce(value.reshape(shape), selected)
                 return result, weights * _finite(tangent).reshape(-1, *shape)
 
@@ -353,8 +348,7 @@ def _document_stages(
             segment.reduction, [absent, *map(reduced, reductions)], document
         )
 
-    document, (values, slopes) = lax.scan(stage, document, program.document)
-    return document, values, slopes
+    return lax.scan(stage, document, program.document)[1]
 
 
 def _query_stage(program: Programs, tile: _Tile, values: Array) -> Dual:
@@ -392,22 +386,21 @@ def _through_pairs(
 
 
 def _loss_and_gradient(
-    program: Programs, tile: _Tile, files: _Files, scores: Array
-) -> tuple[_Files, tuple[Array, Array]]:
+    program: Programs, tile: _Tile, pair: _Registers, scores: Array
+) -> tuple[_Registers, tuple[Array, Array]]:
     """One candidate's loss f32[queries] over a tile, and its gradient f32[queries, list]."""
     scores = jnp.where(tile.mask, scores, 0.0)
-    document, loads = _load_scores(program, tile, files.document, scores)
-    files, counts = _pair_stages(program, tile, files._replace(document=document), loads)
-    document, values, slopes = _document_stages(program, tile, files.document, counts)
+    document = _document_registers(program, tile, scores)
+    pair, document, counts = _pair_stages(program, tile, pair, document)
+    values, slopes = _document_stages(program, tile, document, counts)
     loss = _query_stage(program, tile, values)
     # Chain rule, backwards: query -> document stages -> scores and pair stages -> scores.
     by_document = jnp.sum(loss.tangent[:, None, :, None] * slopes, 0)
     gradient = by_document[0]
     for k in range(MAX_PAIR_STAGES):
         segment = jax.tree.map(lambda x, k=k: x[k], program.pair)
-        gradient = _through_pairs(tile, segment, files.pair, by_document[1 + k], gradient)
-    gradient = jnp.where(tile.mask, _finite(gradient), 0.0)
-    return _Files(files.pair, document), (loss.value, gradient)
+        gradient = _through_pairs(tile, segment, pair, by_document[1 + k], gradient)
+    return pair, (loss.value, jnp.where(tile.mask, _finite(gradient), 0.0))
 
 
 def losses_and_gradients(
@@ -434,16 +427,17 @@ def losses_and_gradients(
         shape = (*x.shape[:axis], tiles, tile_size, *x.shape[axis + 1 :])
         return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
-    def over_tile(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    def over_tile(pair: _Registers, inputs: tuple[Array, Array, Array]):
         labels, mask, scores = inputs
         tile = _tile_of(labels, mask)
 
-        def candidate(registers: _Registers, inputs: tuple[Programs, Array]):
-            return _loss_and_gradient(inputs[0], tile, registers, inputs[1])
+        def candidate(pair: _Registers, inputs: tuple[Programs, Array]):
+            return _loss_and_gradient(inputs[0], tile, pair, inputs[1])
 
-        return lax.scan(candidate, _files(tile), (programs, scores))[1]
+        return lax.scan(candidate, pair, (programs, scores))
 
-    losses, gradients = lax.map(over_tile, (tiled(labels, 0), tiled(mask, 0), tiled(scores, 1)))
+    inputs = (tiled(labels, 0), tiled(mask, 0), tiled(scores, 1))
+    losses, gradients = lax.scan(over_tile, _pair_workspace(tile_size, length), inputs)[1]
     # [tiles, candidates, tile_size, ...] -> [candidates, queries, ...]
     losses = jnp.moveaxis(losses, 0, 1).reshape(scores.shape[0], -1)[:, :count]
     gradients = jnp.moveaxis(gradients, 0, 1).reshape(scores.shape[0], -1, length)[:, :count]

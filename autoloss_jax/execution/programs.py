@@ -27,17 +27,15 @@ from autoloss_jax.language.operators import OPERATORS, REDUCTIONS
 from autoloss_jax.language.parsing import parse, parse_expression
 
 CONSTANT = "constant"
-SCORE_LEAVES: tuple[str, ...] = (
-    "s_i - s_j", "s_j - s_i", "rank_i", "rank_j", "discount_i", "discount_j",
+PAIR_LEAVES: tuple[str, ...] = (
+    "s_i - s_j", "s_j - s_i", "y_i", "y_j", "gain_i", "gain_j", "rank_i", "rank_j", "discount_i",
+    "discount_j", "n", "max_dcg",
 )  # fmt: skip
-"""Pair leaves that depend on a candidate's scores: it loads those it uses, by an instruction."""
-OPCODES: tuple[str, ...] = (*OPERATORS, CONSTANT, *SCORE_LEAVES)
+"""What a pair segment loads, each by an instruction: pairs are too many to lay out all of these."""
+OPCODES: tuple[str, ...] = (*OPERATORS, CONSTANT, *PAIR_LEAVES)
 """What an instruction does; a constant's number stands beside its code."""
 
 _DOCUMENT_LEAVES = ("s_i", "y_i", "gain_i", "rank_i", "discount_i", "n", "max_dcg")
-PAIR_LEAVES: tuple[str, ...] = (
-    *SCORE_LEAVES, "y_i", "y_j", "gain_i", "gain_j", "n", "max_dcg",
-)  # fmt: skip
 DOCUMENT_LEAVES: tuple[str, ...] = (
     *_DOCUMENT_LEAVES, *(f"pair stage {k}" for k in range(MAX_PAIR_STAGES)),
 )  # fmt: skip
@@ -61,7 +59,7 @@ PAIR_CONDITIONS: tuple[str | None, ...] = (
 )  # fmt: skip
 DOCUMENT_CONDITIONS: tuple[str | None, ...] = (None, "y_i > 0", "y_i == 0")
 
-MAX_PAIR_INSTRUCTIONS = 32
+MAX_PAIR_INSTRUCTIONS = 40
 MAX_DOCUMENT_INSTRUCTIONS = 48
 MAX_QUERY_INSTRUCTIONS = 24
 
@@ -102,8 +100,7 @@ def _codes(conditions: tuple[str | None, ...]) -> dict[Expression | None, int]:
 
 _PAIR_CODES = _codes(PAIR_CONDITIONS)
 _DOCUMENT_CODES = _codes(DOCUMENT_CONDITIONS)
-_PAIR_REGISTERS = {parse_expression(text): k for k, text in enumerate(PAIR_LEAVES)}
-_SCORE_LOADS = {parse_expression(text): OPCODES.index(text) for text in SCORE_LEAVES}
+_PAIR_LOADS = {parse_expression(text): text for text in PAIR_LEAVES}
 _DOCUMENT_REGISTERS = {leaf(name): k for k, name in enumerate(DOCUMENT_LEAVES)}
 _QUERY_REGISTERS = {leaf(name): k for k, name in enumerate(QUERY_LEAVES)}
 
@@ -113,7 +110,8 @@ class _Segment:
     """One segment being written."""
 
     level: str
-    leaves: dict[Expression, int]
+    leaves: dict[Expression, int]  # the registers of those that lie ready
+    loads: dict[Expression, str]  # the instructions that load the others
     capacity: int
     first_register: int = 0
     reduction: int = 0
@@ -129,18 +127,20 @@ class _Segment:
 
     def _write(self, node: Expression, free: tuple[int, ...]) -> int:
         if node in self.leaves:
-            return self._load(node)
+            return self.leaves[node]
         if not free:
             raise AutolossError(
                 f"'{node}' needs more than {WORK_REGISTERS} registers; "
                 "nest fewer operators on both sides of one"
             )
+        if node in self.loads:
+            return self._emit(self.loads[node], free[0])
         if node.op == LITERAL:
             return self._emit(CONSTANT, free[0], value=node.value)
         if node.op not in OPERATORS:
             raise AutolossError(
                 f"'{node}' cannot stand in the {self.level} stage of a batched program; "
-                f"expected operators over {', '.join(map(str, self.leaves))}"
+                f"expected operators over {', '.join(map(str, (*self.leaves, *self.loads)))}"
             )
         if len(node.args) == 1:
             argument = self._write(node.args[0], free)
@@ -154,17 +154,12 @@ class _Segment:
             b = self._write(right, free[1:] if a >= len(self.leaves) else free)
         return self._emit(node.op, free[0], a, b)
 
-    def _load(self, node: Expression) -> int:
-        register = self.leaves[node]
-        load = (_SCORE_LOADS.get(node, -1), 0, 0, register)
-        if node in _SCORE_LOADS and self.level == "pair" and load not in self.code:
-            self._append(load, 0.0)
-        return register
-
     def _need(self, node: Expression) -> int:
         """How many work registers a subtree needs (Sethi and Ullman, 1970)."""
         if node in self.leaves:
             return 0
+        if node in self.loads:
+            return 1
         needs = sorted((self._need(arg) for arg in node.args), reverse=True)
         return max((need + k for k, need in enumerate(needs)), default=1) or 1
 
@@ -177,7 +172,7 @@ class _Segment:
         if len(self.code) == self.capacity:
             raise AutolossError(
                 f"a {self.level} stage of a batched program holds at most {self.capacity} "
-                "instructions: one an operator, one a number, one a score difference or rank"
+                "instructions: one an operator, a number or, in a pair stage, a leaf"
             )
         self.code.append(instruction)
         self.constant.append(value)
@@ -193,7 +188,7 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segm
             raise AutolossError(
                 f"more than {MAX_PAIR_STAGES} reductions over pairs; at '{node}'"
             )
-        segment = _Segment("pair", _PAIR_REGISTERS, MAX_PAIR_INSTRUCTIONS, len(pairs))
+        segment = _Segment("pair", {}, _PAIR_LOADS, MAX_PAIR_INSTRUCTIONS, len(pairs))
         segment.reduction = PAIR_REDUCTIONS.index(reduction)
         segment.where = _condition(node, _PAIR_CODES, PAIR_CONDITIONS)
         segment.write(node.args[0])
@@ -214,7 +209,7 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segm
             raise AutolossError(
                 f"more than {MAX_DOCUMENT_STAGES} reductions over documents; at '{node}'"
             )
-        segment = _Segment("document", _DOCUMENT_REGISTERS, MAX_DOCUMENT_INSTRUCTIONS)
+        segment = _Segment("document", _DOCUMENT_REGISTERS, {}, MAX_DOCUMENT_INSTRUCTIONS)
         if node.op in ("sum_ij", "mean_ij"):
             body, reduction = pair_stage(node, "sum_j"), "sum_i"
             if node.op == "mean_ij":
@@ -229,7 +224,7 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segm
         documents.append(segment)
         return leaf(f"document stage {len(documents) - 1}")
 
-    query = _Segment("query", _QUERY_REGISTERS, MAX_QUERY_INSTRUCTIONS)
+    query = _Segment("query", _QUERY_REGISTERS, {}, MAX_QUERY_INSTRUCTIONS)
     query.write(lift_documents(loss))
     return pairs, documents, query
 
@@ -306,10 +301,12 @@ def _decode_one(program: Programs) -> Expression:
             if name == CONSTANT:
                 # The shortest text that float32 reads back: 0.1, not 0.10000000149.
                 registers[target] = literal(float(str(np.float32(segments.constant[k, step]))))
-            elif name in OPERATORS:
+            elif name in PAIR_LEAVES:
+                registers[target] = parse_expression(name)
+            else:
                 args = (registers[a], registers[b])[: OPERATORS[name].arity]
                 registers[target] = apply(name, *args)
-        return registers[int(segments.result[k])]
+        return registers.get(int(segments.result[k]), literal(0.0))
 
     def where(conditions: tuple[str | None, ...], code: int) -> Expression | None:
         text = conditions[code]
@@ -324,7 +321,7 @@ def _decode_one(program: Programs) -> Expression:
     for k in range(MAX_PAIR_STAGES):
         reduction = PAIR_REDUCTIONS[int(program.pair.reduction[k])]
         condition = where(PAIR_CONDITIONS, int(program.pair.where[k]))
-        pairs[k] = (body(program.pair, k, _PAIR_REGISTERS), condition)
+        pairs[k] = (body(program.pair, k, {}), condition)
         if reduction != NOTHING:
             leaves[f"pair stage {k}"] = apply(reduction, pairs[k][0], where=condition)
     for k in range(MAX_DOCUMENT_STAGES):
