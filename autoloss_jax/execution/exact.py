@@ -17,7 +17,7 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution import queries
 from autoloss_jax.language.expressions import LITERAL, Expression
 from autoloss_jax.language.operators import INDICES, LARGE, LEAVES, OPERATORS, REDUCTIONS, TINY
-from autoloss_jax.language.parsing import parse
+from autoloss_jax.language.parsing import as_loss
 
 AXES = {"i": -2, "j": -1}
 
@@ -53,26 +53,23 @@ def compile_loss(loss: Expression | str) -> LossFn:
 
     Returns:
       `loss_fn(scores, labels, *, where=None, weights=None, reduce_fn=jnp.mean)` of scores and
-      labels [..., list], differentiable in the scores any number of times in reverse mode. `where` marks the real documents, all by default. A document of weight w
-      counts in every sum and mean over `i` as w documents like it (in means: divided by the number
-      of documents, not by the sum of weights, as Rax does). `reduce_fn` reduces the queries that
-      have a document, by `reduce_fn(values, where=...)`; None returns one value a query, 0 for
-      those without a document.
+      labels [..., list], differentiable in the scores any number of times in reverse mode. `where`
+      marks the real documents, all by default. A document of weight w counts in every sum and mean
+      over `i` as w documents like it (in means: divided by the number of documents, not by the sum
+      of weights, as Rax does). `reduce_fn` reduces the queries that have a document, by
+      `reduce_fn(values, where=...)`; None returns one value a query, 0 for those without a
+      document.
 
     Raises:
       FormulaError: the text is not a loss.
-      AutolossError: the expression has a free index; scores, labels, where or weights differ in shape.
+      AutolossError: the loss is neither expression nor text or has a free index; scores, labels,
+        where or weights differ in shape.
 
     >>> ranknet = compile_loss("sum_ij(softplus(s_j - s_i), where=y_i > y_j)")
     >>> round(float(ranknet(jnp.array([1.0, 2.0, 0.0]), jnp.array([1.0, 0.0, 0.0]))), 4)
     1.6265
     """
-    expression = parse(loss) if isinstance(loss, str) else loss
-    if expression.indices:
-        raise AutolossError(
-            f"'{expression}' is not a loss: expected no free index, "
-            f"got {', '.join(sorted(expression.indices))}"
-        )
+    expression = as_loss(loss)
 
     def loss_fn(
         scores: ArrayLike,
@@ -94,9 +91,7 @@ def compile_loss(loss: Expression | str) -> LossFn:
                     f"got {value.shape} and {scores.shape}"
                 )
         query = _Query.of(_finite_gradient(scores), inputs["labels"], mask, inputs.get("weights"))
-        values = jnp.broadcast_to(
-            jnp.clip(query.evaluate(expression), -LARGE, LARGE)[..., 0, 0], scores.shape[:-1]
-        )
+        values = jnp.broadcast_to(_finite(query.evaluate(expression))[..., 0, 0], scores.shape[:-1])
         defined = jnp.any(mask, axis=-1)
         values = jnp.where(defined, values, 0.0)
         if reduce_fn is None:
@@ -106,6 +101,11 @@ def compile_loss(loss: Expression | str) -> LossFn:
 
     loss_fn.__doc__ = f"The ranking loss `{expression}`."
     return loss_fn
+
+
+def _finite(values: Array) -> Array:
+    """Overflow saturates; what has no value (a sum of both infinities) is 0."""
+    return jnp.nan_to_num(jnp.clip(values, -LARGE, LARGE))
 
 
 @jax.custom_vjp
@@ -119,7 +119,7 @@ def _finite_gradient_forward(scores: Array) -> tuple[Array, None]:
 
 
 def _finite_gradient_backward(_: None, gradient: Array) -> tuple[Array]:
-    return (jnp.nan_to_num(jnp.clip(gradient, -LARGE, LARGE)),)
+    return (_finite(gradient),)
 
 
 _finite_gradient.defvjp(_finite_gradient_forward, _finite_gradient_backward)

@@ -1,14 +1,15 @@
 """Losses as data: expressions encoded as arrays, so that one compiled program runs any of them.
 
-A program is a short chain of stages, each an elementwise segment and, but for the last, a reduction:
+A program is a short chain of stages, each an elementwise segment and, but for the last, a
+reduction:
 
     pair stages      over ordered pairs of documents, reduced over j to a number per document
-    document stages  over documents and the pair stages' results, reduced over i to a number per query
+    document stages  over documents and the pair stages' results, reduced over i to one per query
     query stage      over the document stages' results
 
-A segment is a list of instructions on a register file: the first registers hold the leaves, the rest
-is work space. Encoding fails, with a message that names the part, on what does not fit the limits
-below; `compile_loss` has no such limits.
+A segment is a list of instructions on a register file: the first registers hold the leaves, the
+rest is work space. Encoding fails, with a message that names the part, on what does not fit the
+limits below; `compile_loss` has no such limits.
 """
 
 from collections.abc import Sequence
@@ -21,10 +22,18 @@ import numpy as np
 from jax import Array
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.language.expressions import LITERAL, Expression, apply, leaf, literal
+from autoloss_jax.language.expressions import (
+    LITERAL,
+    Expression,
+    apply,
+    leaf,
+    literal,
+    swap_indices,
+)
 from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES, parse_condition
-from autoloss_jax.language.operators import OPERATORS, REDUCTIONS
-from autoloss_jax.language.parsing import parse, parse_expression
+from autoloss_jax.language.operators import LARGE, OPERATORS, REDUCTIONS
+from autoloss_jax.language.parsing import as_loss, parse_expression
+from autoloss_jax.language.simplification import simplify
 
 CONSTANT = "constant"
 PAIR_LEAVES: tuple[str, ...] = (
@@ -54,8 +63,8 @@ DOCUMENT_REDUCTIONS: tuple[str, ...] = (
     *(f"mean_ij of pair stage {k}" for k in range(MAX_PAIR_STAGES)),
 )  # fmt: skip
 PAIR_CONDITIONS: tuple[str | None, ...] = (
-    None, "i != j", "y_i > y_j", "y_j > y_i", "y_i >= y_j", "y_j >= y_i", "y_i != y_j", "y_i == y_j",
-    "y_i > y_j or y_j == y_i and j >= i",
+    None, "i != j", "y_i > y_j", "y_j > y_i", "y_i >= y_j", "y_j >= y_i", "y_i != y_j",
+    "y_i == y_j", "y_i > y_j or y_j == y_i and j >= i",
 )  # fmt: skip
 DOCUMENT_CONDITIONS: tuple[str | None, ...] = (None, "y_i > 0", "y_i == 0")
 
@@ -84,18 +93,14 @@ class Programs(NamedTuple):
     uses_ranks: Array  # bool[candidates]
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # of candidates, not a tuple's
         return self.uses_ranks.shape[0]
 
 
 def _codes(conditions: tuple[str | None, ...]) -> dict[Expression | None, int]:
-    codes: dict[Expression | None, int] = {}
-    for code, text in enumerate(conditions):
-        where = None if text is None else parse_condition(text)
-        codes[where] = code
-        if where is not None and where.op in ("eq", "ne"):
-            codes[apply(where.op, *reversed(where.args))] = code
-    return codes
+    """By canonical form, so that `y_j != y_i` finds `y_i != y_j`."""
+    parsed = (None if text is None else parse_condition(text) for text in conditions)
+    return {where and simplify(where): code for code, where in enumerate(parsed)}
 
 
 _PAIR_CODES = _codes(PAIR_CONDITIONS)
@@ -185,9 +190,7 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segm
 
     def pair_stage(node: Expression, reduction: str) -> Expression:
         if len(pairs) == MAX_PAIR_STAGES:
-            raise AutolossError(
-                f"more than {MAX_PAIR_STAGES} reductions over pairs; at '{node}'"
-            )
+            raise AutolossError(f"more than {MAX_PAIR_STAGES} reductions over pairs; at '{node}'")
         segment = _Segment("pair", {}, _PAIR_LOADS, MAX_PAIR_INSTRUCTIONS, len(pairs))
         segment.reduction = PAIR_REDUCTIONS.index(reduction)
         segment.where = _condition(node, _PAIR_CODES, PAIR_CONDITIONS)
@@ -211,6 +214,8 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segm
             )
         segment = _Segment("document", _DOCUMENT_REGISTERS, {}, MAX_DOCUMENT_INSTRUCTIONS)
         if node.op in ("sum_ij", "mean_ij"):
+            if node.where is not None and simplify(node.where) not in _PAIR_CODES:
+                node = swap_indices(node)  # Both indices are bound: either may be called i.
             body, reduction = pair_stage(node, "sum_j"), "sum_i"
             if node.op == "mean_ij":
                 reduction = f"mean_ij of {body}"
@@ -232,13 +237,14 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segm
 def _condition(
     node: Expression, codes: dict[Expression | None, int], known: tuple[str | None, ...]
 ) -> int:
-    if node.where not in codes:
+    where = node.where and simplify(node.where)
+    if where not in codes:
         expected = ", ".join(str(text) for text in known[1:])
         raise AutolossError(
             f"'where={node.where}' of {node.op} is not one a batched program holds; "
             f"expected one of {expected}"
         )
-    return codes[node.where]
+    return codes[where]
 
 
 def _stack(candidates: Sequence[Sequence[_Segment]], stages: int, capacity: int) -> Segments:
@@ -250,7 +256,7 @@ def _stack(candidates: Sequence[Sequence[_Segment]], stages: int, capacity: int)
         for k, segment in enumerate(segments):
             length = len(segment.code)
             code[c, k, :length] = np.reshape(segment.code, (length, 4))
-            constant[c, k, :length] = segment.constant
+            constant[c, k, :length] = np.clip(segment.constant, -LARGE, LARGE)
             numbers[:, c, k] = (length, segment.result, segment.reduction, segment.where)
     return Segments(jnp.asarray(code), jnp.asarray(constant), *map(jnp.asarray, numbers))
 
@@ -263,26 +269,26 @@ def encode(expressions: Sequence[Expression | str]) -> Programs:
         this module; pair formulas see the scores as `s_i - s_j` or `s_j - s_i` only.
 
     Returns:
-      Programs of as many candidates, in order. Numbers are rounded to float32.
+      Programs of as many candidates, in order. Numbers are rounded to float32 and saturate at 1e30.
 
     Raises:
       AutolossError: a loss does not fit, naming it and the part that does not.
     """
+    if isinstance(expressions, str | Expression):
+        raise AutolossError(f"expected a sequence of losses, got the one loss '{expressions}'")
+    losses = [as_loss(expression) for expression in expressions]
     encoded = []
-    for expression in expressions:
-        loss = parse(expression) if isinstance(expression, str) else expression
+    for loss in losses:
         try:
-            if loss.indices:
-                raise AutolossError(f"index {', '.join(sorted(loss.indices))} is free")
             encoded.append(_encode_one(loss))
         except AutolossError as error:
             raise AutolossError(f"'{loss}' does not fit a batched program: {error}") from None
-    texts = [str(loss) for loss in expressions]
+    ranks = ("rank_i", "rank_j", "discount_i", "discount_j")
     return Programs(
         pair=_stack([e[0] for e in encoded], MAX_PAIR_STAGES, MAX_PAIR_INSTRUCTIONS),
         document=_stack([e[1] for e in encoded], MAX_DOCUMENT_STAGES, MAX_DOCUMENT_INSTRUCTIONS),
         query=_stack([[e[2]] for e in encoded], 1, MAX_QUERY_INSTRUCTIONS),
-        uses_ranks=jnp.asarray(["rank_" in text or "discount_" in text for text in texts], bool),
+        uses_ranks=jnp.asarray([loss.uses(*ranks) for loss in losses], bool),
     )
 
 

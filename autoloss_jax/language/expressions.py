@@ -73,9 +73,13 @@ class Expression:
         where = None if self.where is None else transform(self.where)
         return replace(self, args=tuple(transform(arg) for arg in self.args), where=where)
 
-    def __str__(self) -> str:
-        """The text form, which `parse` reads back to an equal expression."""
+    @cached_property
+    def _as_text(self) -> str:
         return _text(self)
+
+    def __str__(self) -> str:
+        """The text form; `parse` reads what `apply` and `literal` built back to an equal tree."""
+        return self._as_text
 
 
 def literal(value: float) -> Expression:
@@ -91,7 +95,12 @@ def leaf(name: str) -> Expression:
 
 
 def apply(op: str, *args: Expression, where: Expression | None = None) -> Expression:
-    """The expression of operator, reduction or relation `op` over `args`."""
+    """The expression of operator, reduction or relation `op` over `args`.
+
+    A negated number is the negative number, since both have one text.
+    """
+    if op == "neg" and args[0].op == LITERAL:
+        return literal(-args[0].value)
     return Expression(op, args, where=where)
 
 
@@ -131,13 +140,13 @@ def _text(expression: Expression) -> str:
     template = OPERATORS[op].python if op in OPERATORS else RELATIONS[op][0]
     own = _precedence(expression)
     if own == 5:
-        return template.format(*map(_text, expression.args))
+        return template.format(*expression.args)
     # The left argument may bind as loosely as its parent, the right one must bind tighter; a sign
     # or a power takes an argument that binds tighter than itself.
     loosest = (own + 1 if len(expression.args) == 1 else own, own + 1)
     return template.format(
         *(
-            f"({_text(arg)})" if _precedence(arg) < least else _text(arg)
+            f"({arg})" if _precedence(arg) < least else str(arg)
             for arg, least in zip(expression.args, loosest, strict=False)
         )
     )

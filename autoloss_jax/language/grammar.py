@@ -2,8 +2,8 @@
 
 A search draws losses of three levels, which are exactly what the batched path holds: a *query*
 expression over at most three reductions of *document* expressions, over at most two reductions of
-*pair* expressions, which see the scores through their difference only (a pairwise loss that is not a
-function of it changes when all scores shift, and no ranking metric does).
+*pair* expressions, which see the scores through their difference only (a pairwise loss that is not
+a function of it changes when all scores shift, and no ranking metric does).
 
     query      1 + sum_i(document) / max_dcg        sum_ij(pair, where=y_i > y_j)
     document   gain_i * log2(2 + sum_j(pair, where=i != j))
@@ -66,8 +66,8 @@ class Token:
 
 CONSTANTS = (0.1, 0.5, 1.0, 2.0, 10.0)
 
-# What a search draws, with its weight under random sampling: leaves and operators of a textbook loss
-# first, the rest less often.
+# What a search draws, with its weight under random sampling: leaves and operators of a textbook
+# loss first, the rest less often.
 _DOCUMENT_LEAVES = {"s_i": 4.0, "y_i": 2.0, "gain_i": 1.0, "rank_i": 0.3, "discount_i": 0.5}
 _PAIR_LEAVES = {
     "s_i - s_j": 3.0, "s_j - s_i": 3.0, "y_i": 1.0, "y_j": 1.0, "gain_i": 0.5, "gain_j": 0.5,
@@ -75,11 +75,12 @@ _PAIR_LEAVES = {
 }  # fmt: skip
 _OPERATOR_PRIORS = {
     "add": 1.0, "sub": 1.5, "mul": 2.0, "div": 1.0, "neg": 0.5, "exp": 0.6, "log": 0.6, "log2": 0.4,
-    "sqrt": 0.3, "square": 0.8, "cube": 0.1, "abs": 0.6, "sign": 0.2, "sigmoid": 0.8, "softplus": 0.8,
-    "tanh": 0.4, "relu": 0.5, "min": 0.2, "max": 0.2, "stop_gradient": 0.1,
+    "sqrt": 0.3, "square": 0.8, "cube": 0.1, "abs": 0.6, "sign": 0.2, "sigmoid": 0.8,
+    "softplus": 0.8, "tanh": 0.4, "relu": 0.5, "min": 0.2, "max": 0.2, "stop_gradient": 0.1,
 }  # fmt: skip
 _QUERY_REDUCTIONS = {  # over documents
-    "sum_i": (None, "y_i > 0"), "mean_i": (None, "y_i > 0"), "max_i": (None,), "logsumexp_i": (None,),
+    "sum_i": (None, "y_i > 0"), "mean_i": (None, "y_i > 0"), "max_i": (None,),
+    "logsumexp_i": (None,),
 }  # fmt: skip
 _PAIR_TO_QUERY = {"sum_ij": ("y_i > y_j", "y_i != y_j", None), "mean_ij": ("y_i > y_j",)}
 _PAIR_CONDITIONS = (None, "i != j", "y_i > y_j", "y_j > y_i", "y_i >= y_j", "y_i != y_j")
@@ -179,9 +180,11 @@ def _tables() -> Tables:
          for level in Level], np.int32,
     )  # fmt: skip
     reduces = [token.template.op in REDUCTIONS for token in VOCABULARY]
-    at_query = [bool(r and Level.QUERY in t.levels) for r, t in zip(reduces, VOCABULARY, strict=True)]
-    of_pairs = [bool(r and t.argument_level == Level.PAIR)
-                for r, t in zip(reduces, VOCABULARY, strict=True)]  # fmt: skip
+    of_documents = [r and Level.QUERY in t.levels for r, t in zip(reduces, VOCABULARY, strict=True)]
+    of_pairs = [
+        r and t.argument_level == Level.PAIR for r, t in zip(reduces, VOCABULARY, strict=True)
+    ]
+    weights = [[_prior(token, level) for token in VOCABULARY] for level in Level]
     useless = np.zeros((count + 1, count), bool)
     for p, parent in enumerate(VOCABULARY):
         for c, child in enumerate(VOCABULARY):
@@ -193,12 +196,10 @@ def _tables() -> Tables:
         arity=np.array([token.arity for token in VOCABULARY], np.int32),
         legal=legal,
         argument_level=argument_level,
-        document_stages=np.array(at_query, np.int32),
+        document_stages=np.array(of_documents, np.int32),
         pair_stages=np.array(of_pairs, np.int32),
         useless=useless,
-        log_prior=np.log([[_prior(token, level) for token in VOCABULARY] for level in Level]).astype(
-            np.float32
-        ),
+        log_prior=np.log(weights).astype(np.float32),
     )
 
 
@@ -264,9 +265,7 @@ def advance(state: GrammarState, token: Array) -> GrammarState:
     moved = GrammarState(
         levels=jnp.where(new, level, state.levels),
         parents=jnp.where(new, token, state.parents),
-        siblings=jnp.where(
-            new, START, jnp.where(position == top - 1, token, state.siblings)
-        ),
+        siblings=jnp.where(new, START, jnp.where(position == top - 1, token, state.siblings)),
         open=top + arity,
         left=state.left - 1,
         document_stages=state.document_stages - jnp.asarray(TABLES.document_stages)[token],
@@ -310,6 +309,8 @@ def to_tokens(expression: Expression) -> list[int]:
     leaf_id = _IDS.get((expression, False))
     if leaf_id is not None:
         return [leaf_id]
+    if expression.op == LITERAL and expression.value < 0.0:  # a negated constant
+        return [_IDS[Expression("neg"), True], *to_tokens(literal(-expression.value))]
     template = Expression(expression.op, where=expression.where)
     index = _IDS.get((template, True))
     if index is None:

@@ -270,9 +270,7 @@ OPERATORS: dict[str, Operator] = {
             4,
             domain=f"all numbers; {_OVERFLOW}",
         ),
-        Operator(
-            "abs", absolute, lambda x: (jnp.sign(x),), "abs({0})", r"\left|{0}\right|"
-        ),
+        Operator("abs", absolute, lambda x: (jnp.sign(x),), "abs({0})", r"\left|{0}\right|"),
         Operator(
             "sign",
             sign,

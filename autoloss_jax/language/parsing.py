@@ -63,10 +63,31 @@ def parse(text: str) -> Expression:
     if expression.indices:
         free = ", ".join(sorted(expression.indices))
         raise FormulaError(
-            text, 1, f"'{_shorten(text)}' is not a loss: index {free} is free; expected a reduction "
-            f"over it, such as mean_i(...) or sum_ij(...)",
+            text, 1,
+            f"'{_shorten(text)}' is not a loss: index {free} is free; expected a reduction over it,"
+            " such as mean_i(...) or sum_ij(...)",
         )  # fmt: skip
     return expression
+
+
+def as_loss(loss: Expression | str) -> Expression:
+    """The loss itself, or the one a text is the formula of.
+
+    Raises:
+      FormulaError: the text is not a loss.
+      AutolossError: neither an expression nor a text, or an expression with a free index.
+    """
+    if isinstance(loss, str):
+        return parse(loss)
+    if not isinstance(loss, Expression):
+        raise AutolossError(
+            f"expected a loss, an Expression or its text; got {loss!r}, a {type(loss).__name__}"
+        )
+    if loss.indices:
+        raise AutolossError(
+            f"'{loss}' is not a loss: expected no free index, got {', '.join(sorted(loss.indices))}"
+        )
+    return loss
 
 
 def parse_expression(text: str) -> Expression:
@@ -118,8 +139,9 @@ class _Parser:
         expression = self._formula(body, 1)
         if expression.size > MAX_SIZE:
             raise FormulaError(
-                self.text, 1, f"the formula has {expression.size} nodes; expected at most {MAX_SIZE}"
-            )
+                self.text, 1,
+                f"the formula has {expression.size} nodes; expected at most {MAX_SIZE}",
+            )  # fmt: skip
         return expression
 
     def _check_characters(self) -> None:
@@ -153,9 +175,7 @@ class _Parser:
                 return self._leaf(node)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 inner = self._formula(operand, depth + 1)
-                # The text of a negated number is a negative number, so that is what it is.
-                is_number = inner.op == LITERAL
-                return literal(-inner.value) if is_number else apply("neg", inner)
+                return apply("neg", inner)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
                 return self._formula(operand, depth + 1)
             case ast.BinOp(op=ast.Pow()):
