@@ -1,0 +1,58 @@
+"""Losses for use elsewhere: formula to source in jax, numpy or torch, or to LaTeX."""
+
+import os
+from collections.abc import Iterable
+from importlib import metadata
+
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.export.source import module_source
+from autoloss_jax.export.typesetting import export_latex, export_mathml
+from autoloss_jax.files import write_atomic
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.language.parsing import as_loss
+from autoloss_jax.losses import resolve_loss
+
+__all__ = ["TARGETS", "export_latex", "export_mathml", "export_source", "write_best_loss"]
+
+TARGETS = ("jax", "torch", "numpy", "latex")
+
+
+def export_source(expression: Expression | str, target: str) -> str:
+    """A loss as source that needs nothing but its target.
+
+    Args:
+      expression: a loss expression, its text, or a name of LOSSES.
+      target: `jax`, `torch` and `numpy` give a module that defines
+        `loss(scores, labels, where=None)` of arrays [..., list], the mean over the queries that
+        have a document, equal to that of `compile_loss`: jax and torch with its gradients, numpy
+        the value alone. `latex` gives the formula for math mode.
+
+    Raises:
+      AutolossError: an an unknown target; neither expression nor text, or a free index.
+      FormulaError: the text is not a loss.
+    """
+    if target not in TARGETS:
+        raise AutolossError(f"export target {target!r}: expected one of {', '.join(TARGETS)}")
+    loss = as_loss(resolve_loss(expression) if isinstance(expression, str) else expression)
+    if target == "latex":
+        return export_latex(loss)
+    return module_source(loss, target, _version())
+
+
+def _version() -> str:
+    try:
+        return metadata.version("autoloss_jax")
+    except metadata.PackageNotFoundError:  # a source tree that was never installed
+        return "(from source)"
+
+
+def write_best_loss(
+    path: str | os.PathLike[str], expression: Expression | str, header_lines: Iterable[str] = ()
+) -> None:
+    """Writes `export_source(expression, "jax")` to `path`, atomically, below a comment.
+
+    header_lines: what the comment says, such as the run's result; each stays inside the comment.
+    """
+    lines = [part for line in header_lines for part in (str(line).splitlines() or [""])]
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    write_atomic(path, comment + export_source(expression, "jax"))
