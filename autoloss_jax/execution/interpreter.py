@@ -487,3 +487,38 @@ def batched_loss(programs: Programs, scores: Array, labels: Array, mask: Array) 
             f"{programs.count} candidates; got {scores.shape}, {labels.shape} and {mask.shape}"
         )
     return _batched_loss(programs, scores, labels, mask)
+
+
+@jax.custom_batching.custom_vmap
+def program_gradient(program: Programs, scores: Array, labels: Array, mask: Array) -> Array:
+    """The gradient of one candidate's summed loss by its scores, for code written for one run.
+
+    Under `vmap` over programs and scores the candidates go through the interpreter together.
+
+    Args:
+      program: one loss, that is, Programs without the candidate axis.
+      scores, labels, mask: [queries, list], as in `batched_loss`.
+
+    Returns:
+      f32[queries, list].
+    """
+    programs = jax.tree.map(lambda x: x[None], program)
+    return losses_and_gradients(programs, scores[None], labels, mask)[1][0]
+
+
+@program_gradient.def_vmap
+def _program_gradient_vmap(
+    axis_size: int, batched: list, program: Programs, scores: Array, labels: Array, mask: Array
+) -> tuple[Array, bool]:
+    program_batched, scores_batched, labels_batched, mask_batched = batched
+    if labels_batched or mask_batched:
+        raise NotImplementedError(
+            "program_gradient maps over candidates that share their queries: labels and mask must "
+            "not be mapped; map over sets of queries by lax.map outside"
+        )
+
+    def every(x: Array, is_batched: bool) -> Array:
+        return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+    programs = jax.tree.map(every, program, program_batched)
+    return losses_and_gradients(programs, every(scores, scores_batched), labels, mask)[1], True

@@ -10,7 +10,7 @@ from autoloss_jax.language.operators import INDICES, LEAVES, OPERATORS, REDUCTIO
 LITERAL = "literal"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Expression:
     """A formula of the loss language, or a condition inside a `where=`.
 
@@ -76,6 +76,9 @@ class Expression:
     @cached_property
     def _as_text(self) -> str:
         return _text(self)
+
+    def __repr__(self) -> str:
+        return f"<Expression {self}>"
 
     def __str__(self) -> str:
         """The text form; `parse` reads what `apply` and `literal` built back to an equal tree."""

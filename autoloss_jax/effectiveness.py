@@ -1,0 +1,442 @@
+"""Phase II, the effectiveness test: fresh models to convergence under found and hand-designed losses.
+
+Every loss gets the same: the same learning rates to choose from, the same seeds, the same batches,
+the same patience. Validation queries stop the training and choose the learning rate; test queries
+are read once, at the end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from autoloss_jax.data import Dataset, Fold, bucket_queries, draw_batches, plan_buckets, scale_fold
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.programs import encode
+from autoloss_jax.files import read_json, write_json
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.metrics import average_precision_per_query, mrr_per_query, ndcg_per_query
+from autoloss_jax.models import make_model
+from autoloss_jax.runs import RunFolder
+from autoloss_jax.statistics import bootstrap_interval, effect_size, holm, randomisation_p_value
+from autoloss_jax.training import (
+    RankerTraining,
+    candidates_mesh,
+    evaluation_labels,
+    evaluation_of_all,
+    exact_score_gradient,
+    init_run,
+    on_device,
+    padded_count,
+    program_score_gradient,
+    spread_runs,
+    train_runs,
+)
+
+EFFECTIVENESS_FILE = "effectiveness.json"
+SIGNIFICANT = 0.05
+TEST_METRICS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+    **{f"ndcg@{k}": (lambda s, y, where, k=k: ndcg_per_query(s, y, where=where, k=k))
+       for k in (1, 3, 5, 10, 30)},
+    "mrr": lambda s, y, where: mrr_per_query(s, y, where=where),
+    "map": lambda s, y, where: average_precision_per_query(s, y, where=where),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EffectivenessConfig:
+    """Settings of an effectiveness test.
+
+    Attributes:
+      model: a name of MODELS.
+      features: how features are scaled, a name of TRANSFORMS.
+      seed: of everything random.
+      seeds: how many models of different initial weights and batches are trained.
+      learning_rates: of Adam, from which validation queries choose one for each loss.
+      queries_per_step: of each update.
+      block_steps: updates between two looks at the validation queries.
+      patience: how many looks without a better one end a training.
+      max_steps: updates after which it ends anyway.
+      metric_cutoff: the k of the NDCG@k that validates, and that the losses are compared by.
+      empty: how queries without a relevant document count: "skip", "zero" or "one".
+      max_buckets: length buckets.
+    """
+
+    model: str = "mlp"
+    features: str = "standardize"
+    seed: int = 0
+    seeds: int = 3
+    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01)
+    queries_per_step: int = 32
+    block_steps: int = 20
+    patience: int = 8
+    max_steps: int = 600
+    metric_cutoff: int = 10
+    empty: str = "skip"
+    max_buckets: int = 3
+
+    def check(self) -> None:
+        """Raises AutolossError for a setting out of range, naming it."""
+        if self.empty not in ("skip", "zero", "one"):
+            raise AutolossError(f"empty is {self.empty!r}; expected one of skip, zero, one")
+        if f"ndcg@{self.metric_cutoff}" not in TEST_METRICS:
+            raise AutolossError(
+                f"metric_cutoff is {self.metric_cutoff}; expected 1, 3, 5, 10 or 30"
+            )
+        for name in ("seeds", "block_steps", "patience", "max_steps", "queries_per_step"):
+            if getattr(self, name) < 1:
+                raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise AutolossError(
+                f"learning_rates is {self.learning_rates}, expected positive numbers"
+            )
+
+
+class Contender(NamedTuple):
+    """A loss under test."""
+
+    name: str
+    expression: Expression
+    kind: str  # "found" or "hand_designed"
+
+
+class _Tested(NamedTuple):
+    """What one fold showed of one loss."""
+
+    learning_rate: float
+    steps: list[int]  # when each seed's model was best
+    validation: float  # mean of the metric over seeds and queries
+    test: dict[str, np.ndarray]  # by metric: f64[queries], mean over seeds
+
+
+def contenders(found: Sequence[Expression], hand_designed: Sequence[str] | None = None):
+    """Found losses, named by their place, and the hand-designed ones, all by default."""
+    names = list(HAND_DESIGNED) if hand_designed is None else list(hand_designed)
+    unknown = [name for name in names if name not in LOSSES]
+    if unknown:
+        raise AutolossError(f"unknown loss {unknown[0]!r}; expected one of {', '.join(LOSSES)}")
+    hand = [Contender(name, LOSSES[name], "hand_designed") for name in names]
+    return [Contender(f"found {k}", e, "found") for k, e in enumerate(found, 1)] + hand
+
+
+def effectiveness_test(
+    dataset: Dataset,
+    expressions: Sequence[Expression],
+    config: EffectivenessConfig | None = None,
+    *,
+    hand_designed: Sequence[str] | None = None,
+    out: str | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Tests found losses against hand-designed ones on every fold of the data set.
+
+    Args:
+      dataset: its folds. For losses that were searched on the first fold's training queries, pass
+        `clean_folds`, so that no query they were selected on is a test query.
+      expressions: the found losses.
+      config: the settings.
+      hand_designed: names of LOSSES to compare with; all of HAND_DESIGNED by default.
+      out: the run folder; None writes nothing.
+      on_progress: called with a description and the share that is done.
+
+    Returns:
+      What effectiveness.json holds: `rows`, one a loss, and the `verdict`.
+    """
+    config = config or EffectivenessConfig()
+    config.check()
+    losses = contenders(expressions, hand_designed)
+    if out is None:
+        return run_effectiveness(dataset, losses, config, None, on_progress=on_progress)
+    described = {
+        "data": {"name": dataset.name, "sha256": dataset.sha256},
+        "effectiveness": asdict(config),
+        "losses": [str(c.expression) for c in losses],
+    }
+    with RunFolder.open(out, described) as folder:
+        return run_effectiveness(dataset, losses, config, folder, on_progress=on_progress)
+
+
+def clean_folds(dataset: Dataset) -> Dataset:
+    """The folds whose test queries are not among the first fold's training or validation queries."""
+    first = dataset.folds[0]
+    seen = {*first.train.query_ids, *first.validation.query_ids}
+    rest = [fold for fold in dataset.folds[1:] if not seen & set(fold.test.query_ids)]
+    return Dataset(dataset.name, (first, *rest), dataset.sha256)
+
+
+def run_effectiveness(
+    dataset: Dataset,
+    losses: Sequence[Contender],
+    config: EffectivenessConfig,
+    folder: RunFolder | None,
+    *,
+    model: nn.Module | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Phase II in an open run folder; `model` overrides the config's."""
+    config.check()
+    path = None if folder is None else folder.path / EFFECTIVENESS_FILE
+    if path is not None and path.exists():
+        return read_json(path)
+    if not any(c.kind == "hand_designed" for c in losses):
+        raise AutolossError("expected at least one hand-designed loss to compare with")
+    ranker = model or make_model(config.model)
+    report = on_progress or (lambda text, share: None)
+    folds: list[list[_Tested]] = []
+    defined: list[dict[str, np.ndarray]] = []
+    for number, fold in enumerate(dataset.folds):
+
+        def tell(share: float, number: int = number, name: str = fold.name) -> None:
+            report(f"fold {name}", (number + share) / len(dataset.folds))
+
+        test = _FoldTest(scale_fold(fold, config.features), ranker, config)
+        folds.append(test.run(losses, tell))
+        defined.append(test.defined())
+    result = _summarise(dataset, losses, config, folds, defined)
+    if path is not None:
+        write_json(path, result)
+    return result
+
+
+class _FoldTest:
+    """Trains and evaluates all losses on one fold."""
+
+    def __init__(self, fold: Fold, model: nn.Module, config: EffectivenessConfig) -> None:
+        self.config = config
+        self.model = model
+        self.mesh = candidates_mesh()
+        self.train = bucket_queries(fold.train, max_buckets=config.max_buckets)
+        self.batches = on_device(self.train)
+        lengths = np.concatenate([fold.validation.lengths, fold.test.lengths])
+        bounds = plan_buckets(lengths, config.max_buckets)
+        self.validation = on_device(bucket_queries(fold.validation, bounds))
+        self.test = on_device(bucket_queries(fold.test, bounds))
+
+    def run(self, losses: Sequence[Contender], tell: Callable[[float], None]) -> list[_Tested]:
+        """All losses that fit a batched program side by side, each other one through the exact path."""
+        fitting = [k for k, c in enumerate(losses) if _fits(c.expression)]
+        others = [k for k in range(len(losses)) if k not in fitting]
+        found: dict[int, _Tested] = {}
+        groups = ([fitting] if fitting else []) + [[k] for k in others]
+        for done, group in enumerate(groups):
+
+            def part(share: float, done: int = done) -> None:
+                tell((done + share) / len(groups))
+
+            expressions = [losses[k].expression for k in group]
+            found |= dict(
+                zip(group, self._converge(expressions, group == fitting, part), strict=True)
+            )
+        return [found[k] for k in range(len(losses))]
+
+    def _converge(
+        self, losses: Sequence[Expression], batched: bool, tell: Callable[[float], None]
+    ) -> list[_Tested]:
+        """Trains losses x learning rates x seeds until none gets better on the validation queries."""
+        config, rates = self.config, self.config.learning_rates
+        gradient = program_score_gradient if batched else exact_score_gradient(losses[0])
+        training = RankerTraining(self.model, gradient, config.metric_cutoff)
+        train = train_runs(training, self.mesh)
+        count = len(losses) * len(rates)
+        runs = padded_count(count, self.mesh)
+        padded = np.minimum(np.arange(runs), count - 1)
+        programs = encode([losses[k] for k in padded // len(rates)]) if batched else None
+        each_rate = jnp.asarray(np.array(rates, np.float32)[padded % len(rates)])
+        start = init_run(training, config.seed, config.seeds, self.batches[0])
+        states = spread_runs(self.mesh, start, np.zeros(runs, int))
+        best, best_value = (
+            jax.tree.map(jnp.copy, states.params),
+            np.full((config.seeds, runs), -np.inf),
+        )
+        best_step = np.zeros((config.seeds, runs), int)
+        evaluation = evaluation_of_all(self.validation, config.seeds)
+        _, counted = evaluation_labels(evaluation)
+        for step in range(config.block_steps, config.max_steps + 1, config.block_steps):
+            going = step - best_step.max(0) <= config.patience * config.block_steps
+            going &= np.arange(runs) < count
+            if not going.any():
+                break
+            states, values = train(
+                states, programs, each_rate, jnp.asarray(going), self.batches,
+                self._plan(step), evaluation,
+            )  # fmt: skip
+            means = np.array([np.asarray(values)[:, s][:, counted[s]].mean(1)
+                              for s in range(config.seeds)], np.float64)  # fmt: skip
+            better = (np.nan_to_num(means, nan=-np.inf) > best_value) & going
+            best_value = np.where(better, means, best_value)
+            best_step = np.where(better, step, best_step)
+            best = _choose(better, states.params, best)
+            tell(step / config.max_steps)
+        return [
+            self._test(best, best_value, best_step, range(k * len(rates), (k + 1) * len(rates)))
+            for k in range(len(losses))
+        ]
+
+    def _plan(self, step: int):
+        """The batches of one block, different for every seed."""
+        config = self.config
+        plans = [
+            draw_batches(
+                (config.seed + 1) * 7919 + step * 101 + s, self.train, None, 1, config.block_steps,
+                config.queries_per_step,
+            )
+            for s in range(config.seeds)
+        ]  # fmt: skip
+        return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *plans)
+
+    def _test(
+        self, params: Any, values: np.ndarray, steps: np.ndarray, runs: Sequence[int]
+    ) -> _Tested:
+        """Chooses the learning rate on validation, and reads the test queries."""
+        chosen = max(runs, key=lambda run: values[:, run].mean())
+        if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
+            return _Tested(float("nan"), [], float("-inf"), {})
+        seeds = []
+        for s in range(self.config.seeds):
+            one = jax.tree.map(lambda x, s=s: x[s, chosen], params)
+            seeds.append(_measure(self.model, one, self.test))
+        test = {name: np.mean([seed[name] for seed in seeds], axis=0) for name in TEST_METRICS}
+        rate = self.config.learning_rates[runs.index(chosen)]
+        return _Tested(rate, steps[:, chosen].tolist(), float(values[:, chosen].mean()), test)
+
+    def defined(self) -> dict[str, np.ndarray]:
+        """bool[queries] by metric: where it is defined, on the test queries."""
+        flags: dict[str, list[np.ndarray]] = {name: [] for name in TEST_METRICS}
+        for batch in self.test:
+            for name, metric in TEST_METRICS.items():
+                flags[name].append(np.asarray(metric(batch.labels, batch.labels, batch.mask)[1]))
+        return {name: np.concatenate(parts) for name, parts in flags.items()}
+
+
+def _fits(expression: Expression) -> bool:
+    try:
+        encode([expression])
+    except AutolossError:
+        return False
+    return True
+
+
+@jax.jit
+def _choose(better: jax.Array, new: Any, old: Any) -> Any:
+    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 2)), new, old)
+
+    return jax.tree.map(pick, new, old)
+
+
+def _measure(model: nn.Module, params: Any, batches: Sequence) -> dict[str, np.ndarray]:
+    """f64[queries] by metric."""
+    values: dict[str, list[np.ndarray]] = {name: [] for name in TEST_METRICS}
+    for batch in batches:
+        scores = _scores(model, params, batch.features, batch.mask)
+        for name, metric in TEST_METRICS.items():
+            values[name].append(np.asarray(metric(scores, batch.labels, batch.mask)[0], np.float64))
+    return {name: np.concatenate(parts) for name, parts in values.items()}
+
+
+def _scores(model: nn.Module, params: Any, features: jax.Array, mask: jax.Array) -> jax.Array:
+    return jax.jit(model.apply)(params, features, mask)
+
+
+# --- the comparison ---
+
+
+def _summarise(
+    dataset: Dataset,
+    losses: Sequence[Contender],
+    config: EffectivenessConfig,
+    folds: Sequence[Sequence[_Tested]],
+    defined: Sequence[dict[str, np.ndarray]],
+) -> dict[str, Any]:
+    metric = f"ndcg@{config.metric_cutoff}"
+    worked = [k for k in range(len(losses)) if all(fold[k].test for fold in folds)]
+    values = {
+        k: {name: np.concatenate([
+                _counted(fold[k].test[name], flags[name], config.empty)
+                for fold, flags in zip(folds, defined, strict=True)])
+            for name in TEST_METRICS}
+        for k in worked
+    }  # fmt: skip
+    validation = {k: float(np.mean([fold[k].validation for fold in folds])) for k in worked}
+    hand = [k for k in worked if losses[k].kind == "hand_designed"]
+    if not hand:
+        raise AutolossError("no hand-designed loss could be trained: every run turned non-finite")
+    # The hand-designed loss that validation queries choose is the one a user would have taken.
+    best_hand = max(hand, key=lambda k: validation[k])
+    rows = []
+    for k in worked:
+        differences = values[k][metric] - values[best_hand][metric]
+        rows.append({
+            "name": losses[k].name,
+            "formula": str(losses[k].expression),
+            "kind": losses[k].kind,
+            "learning_rate": [fold[k].learning_rate for fold in folds],
+            "steps": [fold[k].steps for fold in folds],
+            "validation": validation[k],
+            "test": {name: bootstrap_interval(v, config.seed)._asdict()
+                     for name, v in values[k].items()},
+            "difference": bootstrap_interval(differences, config.seed)._asdict(),
+            "effect_size": effect_size(differences),
+            "p_value": 1.0 if k == best_hand else randomisation_p_value(differences, config.seed),
+        })  # fmt: skip
+    _correct(rows)
+    failed = [losses[k].name for k in range(len(losses)) if k not in worked]
+    queries = sum(len(flags[metric]) for flags in defined)
+    empty = sum(int((~flags[metric]).sum()) for flags in defined)
+    best_name = losses[best_hand].name
+    return {
+        "rows": sorted(rows, key=lambda row: -row["test"][metric]["mean"]),
+        "verdict": _verdict(rows, best_name, metric),
+        "metric": metric,
+        "best_hand_designed": best_name,
+        "empty": config.empty,
+        "queries": queries,
+        "empty_queries": empty,
+        "folds": [fold.name for fold in dataset.folds],
+        "seeds": config.seeds,
+        "failed": failed,
+    }
+
+
+def _counted(values: np.ndarray, defined: np.ndarray, empty: str) -> np.ndarray:
+    """The values that count under a convention for queries without a relevant document."""
+    if empty == "skip":
+        return values[defined]
+    return np.where(defined, values, 1.0 if empty == "one" else 0.0)
+
+
+def _correct(rows: list[dict[str, Any]]) -> None:
+    """Corrects the found losses' p-values for their number, and the hand-designed ones' for theirs."""
+    for kind in ("found", "hand_designed"):
+        group = [row for row in rows if row["kind"] == kind]
+        corrected = holm(np.array([row["p_value"] for row in group]))
+        for row, p_value in zip(group, corrected, strict=True):
+            row["p_value_corrected"] = float(p_value)
+
+
+def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str) -> str:
+    """One honest sentence on whether a found loss is better than the hand-designed ones."""
+    found = [row for row in rows if row["kind"] == "found"]
+    against = f"{best_hand}, the hand-designed loss that validation chooses"
+    if not found:
+        return f"No found loss was tested; among the hand-designed ones validation chooses {best_hand}."
+    chosen = max(found, key=lambda row: row["validation"])
+    mean, low, high = (chosen["difference"][key] for key in ("mean", "ci_low", "ci_high"))
+    figures = (
+        f"test {metric.upper()} {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, "
+        f"p = {chosen['p_value']:.3g}, corrected {chosen['p_value_corrected']:.3g})"
+    )
+    significant = chosen["p_value_corrected"] < SIGNIFICANT
+    if significant and mean > 0:
+        return f"The best found loss is better than {against}: {figures}."
+    if significant:
+        return f"The best found loss is worse than {against}: {figures}. Use {best_hand}."
+    return (
+        f"No found loss is shown to be better than {against}: the best found one differs by "
+        f"{figures}, which is within what chance explains."
+    )

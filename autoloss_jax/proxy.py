@@ -1,0 +1,214 @@
+"""Proxy runs: short trainings of a small ranker under candidate losses, and the reward they earn.
+
+The training queries are cut into cross-validation folds; a replicate trains on all folds but one and
+is evaluated on that one, so every training query is a reward query once. A candidate's reward is its
+paired difference, over these queries, to a reference loss trained beside it: same weights to start
+from, same batches, same number of steps. Training goes in rungs (successive halving, Jamieson and
+Talwalkar 2016): all candidates train a little, the better share trains on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from autoloss_jax.data import (
+    BatchPlan,
+    Queries,
+    assign_folds,
+    bucket_queries,
+    draw_batches,
+    held_out_rows,
+)
+from autoloss_jax.execution.programs import encode
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.training import (
+    RankerTraining,
+    RunState,
+    candidates_mesh,
+    evaluation_labels,
+    evaluation_of,
+    init_run,
+    on_device,
+    padded_count,
+    program_score_gradient,
+    spread_runs,
+    train_runs,
+)
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """How proxy runs train.
+
+    Attributes:
+      folds: cross-validation folds of the training queries.
+      queries_per_step: of each update.
+      learning_rate: of Adam.
+      rung_steps: updates of one training block.
+      rungs: training blocks of each rung; the better share goes on from rung to rung.
+      keep: that share.
+      metric_cutoff: the k of the reward's NDCG@k.
+      max_buckets: length buckets of the training queries.
+    """
+
+    folds: int = 3
+    queries_per_step: int = 32
+    learning_rate: float = 0.01
+    rung_steps: int = 20
+    rungs: tuple[int, ...] = (1, 2)
+    keep: float = 0.5
+    metric_cutoff: int = 10
+    max_buckets: int = 3
+
+
+class Outcome(NamedTuple):
+    """What became of one candidate."""
+
+    reward: float  # mean difference to the reference; -inf if the run turned non-finite
+    reward_se: float  # its standard error over the queries
+    ndcg: float  # mean over the queries with a relevant document
+    steps: int  # updates it was trained for
+    differences: np.ndarray  # f64[queries]: to the reference
+
+
+class ProxyRound(NamedTuple):
+    """The outcomes of a round, and the models of the best candidate (or of the reference)."""
+
+    outcomes: list[Outcome]
+    reference_ndcg: float
+    best: RunState  # [replicates, 1]
+    reference: RunState  # [replicates, 1]
+
+
+class ProxyTraining:
+    """Trains candidates on one set of queries; compiles once."""
+
+    def __init__(
+        self, queries: Queries, model: nn.Module, reference: Expression, config: ProxyConfig,
+        capacity: int, seed: int,
+    ) -> None:  # fmt: skip
+        """`capacity`: the most candidates of a round, the reference not counted."""
+        self.config = config
+        self.reference = reference
+        self.mesh = candidates_mesh()
+        self.slots = padded_count(capacity + 1, self.mesh)
+        self.buckets = bucket_queries(queries, max_buckets=config.max_buckets)
+        self.folds = assign_folds(queries, config.folds, seed)
+        self.batches = on_device(self.buckets)
+        self.evaluation = evaluation_of(
+            self.batches, held_out_rows(self.buckets, self.folds, config.folds)
+        )
+        _, self._counted = evaluation_labels(self.evaluation)
+        self.training = RankerTraining(model, program_score_gradient, config.metric_cutoff)
+        self._train = train_runs(self.training, self.mesh)
+        self._plans: dict[int, list[BatchPlan]] = {}
+
+    @cached_property
+    def full_steps(self) -> int:
+        """Updates of a candidate that passes every rung."""
+        return sum(self.config.rungs) * self.config.rung_steps
+
+    def fresh(self, seed: int) -> RunState:
+        """Untrained models [replicates, 1]."""
+        return init_run(self.training, seed, self.config.folds, self.batches[0])
+
+    def run(
+        self,
+        candidates: Sequence[Expression],
+        seed: int,
+        start: RunState | None = None,
+        halving: bool = True,
+    ) -> ProxyRound:
+        """Trains candidates beside the reference.
+
+        Args:
+          candidates: at most as many as the capacity; `encode` accepts them.
+          seed: of the weights and of the batches.
+          start: models [replicates, 1] to start from; fresh ones by default.
+          halving: whether only the better share passes each rung.
+        """
+        runs = [self.reference, *candidates]  # 0 is the reference
+        start = self.fresh(seed) if start is None else start
+        states = spread_runs(self.mesh, start, np.zeros(self.slots, int))
+        at = {run: self._slot(run) for run in range(len(runs))}  # where each run in training is
+        found: dict[int, tuple[np.ndarray, int]] = {}  # by run: its values and steps
+        plans = iter(self._plan(seed))
+        reference_values: dict[int, np.ndarray] = {}  # by steps
+        steps = 0
+        for rung, blocks in enumerate(self.config.rungs):
+            programs, active = self._occupy(runs, at)
+            for _ in range(blocks):
+                states, values = self._train(
+                    states, programs, self._rates, active, self.batches, next(plans),
+                    self.evaluation,
+                )  # fmt: skip
+            steps += blocks * self.config.rung_steps
+            values = np.asarray(values, np.float64)[:, self._counted]
+            reference_values[steps] = values[at[0]]
+            found |= {run: (values[slot], steps) for run, slot in at.items()}
+            if halving and rung + 1 < len(self.config.rungs):
+                kept = self._survivors({run: found[run][0].mean() for run in at})
+                order = np.zeros(self.slots, int)
+                for place, run in enumerate(kept):
+                    order[self._slot(place)] = at[run]
+                states = spread_runs(self.mesh, states, order)
+                at = {run: self._slot(place) for place, run in enumerate(kept)}
+        outcomes = [
+            _outcome(*found[run], reference_values[found[run][1]]) for run in range(1, len(runs))
+        ]
+        best = max(at, key=lambda run: outcomes[run - 1].reward if run else 0.0)
+        one = {name: jax.tree.map(lambda x, s=s: jnp.asarray(np.asarray(x)[:, s : s + 1]), states)
+               for name, s in (("best", at[best]), ("reference", at[0]))}  # fmt: skip
+        return ProxyRound(outcomes, float(reference_values[steps].mean()), **one)
+
+    def _slot(self, place: int) -> int:
+        """Spreads places over the devices in turn, so that survivors keep all of them busy."""
+        devices = self.mesh.size
+        return place % devices * (self.slots // devices) + place // devices
+
+    def _occupy(self, runs: Sequence[Expression], at: dict[int, int]):
+        losses = [self.reference] * self.slots
+        active = np.zeros(self.slots, bool)
+        for run, slot in at.items():
+            losses[slot], active[slot] = runs[run], True
+        return encode(losses), jnp.asarray(active)
+
+    def _survivors(self, means: dict[int, float]) -> list[int]:
+        """The reference and the better share of the candidates, a NaN never among them."""
+        alive = [run for run in means if run and np.isfinite(means[run])]
+        count = int(np.ceil(self.config.keep * (len(means) - 1)))
+        return [0, *sorted(alive, key=lambda run: (-means[run], run))[:count]]
+
+    @cached_property
+    def _rates(self) -> jax.Array:
+        return jnp.full(self.slots, self.config.learning_rate, jnp.float32)
+
+    def _plan(self, seed: int) -> list[BatchPlan]:
+        """The batches of every block, the same whenever the seed is."""
+        if seed not in self._plans:
+            size, blocks = self.config.rung_steps, sum(self.config.rungs)
+            plan = draw_batches(
+                seed, self.buckets, self.folds, self.config.folds, size * blocks,
+                self.config.queries_per_step,
+            )  # fmt: skip
+            self._plans[seed] = [
+                jax.tree.map(lambda x, b=b: jnp.asarray(x[:, b * size : (b + 1) * size]), plan)
+                for b in range(blocks)
+            ]
+        return self._plans[seed]
+
+
+def _outcome(values: np.ndarray, steps: int, reference: np.ndarray) -> Outcome:
+    differences = values - reference
+    if not np.all(np.isfinite(differences)):
+        return Outcome(-np.inf, np.inf, float("nan"), steps, differences)
+    error = differences.std(ddof=1) / np.sqrt(len(differences))
+    return Outcome(
+        float(differences.mean()), float(error), float(values.mean()), steps, differences
+    )

@@ -1,0 +1,153 @@
+"""Cheap judgements of candidate losses before any model is trained.
+
+Everything is measured on a *probe*: a few short lists with the labels of the data and random scores.
+A loss whose gradient is zero, ignores the labels, or cannot raise NDCG even when it moves the scores
+freely, without a model in between, is rejected. Two losses whose gradients point the same way on the
+whole probe train the same models, and count as one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from autoloss_jax.data import Queries
+from autoloss_jax.execution.interpreter import losses_and_gradients
+from autoloss_jax.execution.programs import Programs, encode
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.language.parsing import parse
+from autoloss_jax.metrics import ndcg_per_query
+
+SAME_DIRECTION = 1.0 - 1e-5
+"""Cosine from which on two gradients point the same way."""
+LEAST_GAIN = 0.05
+"""How much free descent must raise the probe's NDCG; hand-designed losses raise it by far more."""
+
+_QUERIES, _LENGTH = 16, 12
+_DESCENT_STEPS, _DESCENT_STEP = 30, 0.2
+_SCREENED_TOGETHER = 64
+
+
+class Probe(NamedTuple):
+    """Lists on which losses are judged."""
+
+    scores: Array  # f32[queries, list]
+    labels: Array  # f32[queries, list]
+    other_labels: (
+        Array  # f32[queries, list]: the labels, each query's exchanged among its documents
+    )
+    mask: Array  # bool[queries, list]
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What the probe says of one loss.
+
+    Attributes:
+      reason: why it is rejected; "" if it is not.
+      direction: its gradient on the probe, f32[queries * list], of norm 1.
+    """
+
+    reason: str
+    direction: np.ndarray
+
+
+def make_probe(queries: Queries, seed: int) -> Probe:
+    """A probe with labels drawn from the queries; deterministic in the seed.
+
+    Raises:
+      AutolossError: no query has a relevant document.
+    """
+    generator = np.random.default_rng([seed, 1])
+    chosen = generator.choice(np.flatnonzero(queries.has_relevant()), _QUERIES)
+    shape = (_QUERIES, _LENGTH)
+    labels, others, mask = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
+    for row, query in enumerate(chosen):
+        own = queries.labels[queries.offsets[query] : queries.offsets[query + 1]]
+        # Lists of 6 to 12 documents, in which the best document of the query always is.
+        length = int(generator.integers(6, _LENGTH + 1))
+        drawn = np.append(generator.choice(own, length - 1), own.max())
+        if drawn.min() == drawn.max():
+            drawn[0] = 0.0
+        labels[row, :length] = generator.permutation(drawn)
+        others[row, :length] = np.roll(labels[row, :length], 1)
+        mask[row, :length] = True
+    scores = generator.normal(size=shape) * mask
+    return Probe(
+        *(jnp.asarray(x, jnp.float32) for x in (scores, labels, others)), jnp.asarray(mask)
+    )
+
+
+def screen(losses: Sequence[Expression], probe: Probe) -> list[Screening]:
+    """Judges losses that `encode` accepts."""
+    verdicts: list[Screening] = []
+    for start in range(0, len(losses), _SCREENED_TOGETHER):
+        part = list(losses[start : start + _SCREENED_TOGETHER])
+        filler = [parse("mean_i(square(s_i - y_i))")] * (_SCREENED_TOGETHER - len(part))
+        measured = [np.asarray(x) for x in _measure(encode(part + filler), probe)]
+        verdicts += [_judge(*(x[c] for x in measured)) for c in range(len(part))]
+    return verdicts
+
+
+def _judge(gradient: np.ndarray, other: np.ndarray, gain: np.ndarray) -> Screening:
+    size = np.linalg.norm(gradient.astype(np.float64))
+    direction = (gradient / size if size > 0 else gradient).astype(np.float32)
+    if size == 0:
+        reason = "its gradient is zero"
+    elif np.allclose(gradient, other, rtol=1e-4, atol=1e-6 * np.abs(gradient).max()):
+        reason = "its gradient ignores the labels"
+    elif gain < LEAST_GAIN:
+        reason = f"descent on free scores raises NDCG by {gain:.3f}, less than {LEAST_GAIN}"
+    else:
+        reason = ""
+    return Screening(reason, direction)
+
+
+@jax.jit
+def _measure(programs: Programs, probe: Probe) -> tuple[Array, Array, Array]:
+    """Gradients [candidates, queries * list] under both labels, and what free descent gains."""
+    count = programs.count
+    scores = jnp.broadcast_to(probe.scores, (count, *probe.scores.shape))
+
+    def gradient(scores: Array, labels: Array) -> Array:
+        return losses_and_gradients(programs, scores, labels, probe.mask)[1]
+
+    def descend(scores: Array, _: None) -> tuple[Array, None]:
+        slope = gradient(scores, probe.labels)
+        peak = jnp.max(jnp.abs(slope), -1, keepdims=True)
+        slope = slope / jnp.where(peak > 0, peak, 1.0)
+        length = jnp.sqrt(jnp.mean(jnp.square(slope), -1, keepdims=True))
+        return scores - _DESCENT_STEP * slope / jnp.where(length > 0, length, 1.0), None
+
+    def quality(scores: Array) -> Array:
+        return jnp.mean(ndcg_per_query(scores, probe.labels, where=probe.mask)[0], -1)
+
+    end = lax.scan(descend, scores, length=_DESCENT_STEPS)[0]
+    gains = quality(end) - quality(scores)
+    flat = (count, -1)
+    given, other = gradient(scores, probe.labels), gradient(scores, probe.other_labels)
+    return given.reshape(flat), other.reshape(flat), gains
+
+
+class Directions:
+    """The directions of the losses known so far, each under the canonical text of its loss."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._rows: list[np.ndarray] = []
+
+    def add(self, name: str, direction: np.ndarray) -> None:
+        self._names.append(name)
+        self._rows.append(direction)
+
+    def find(self, direction: np.ndarray) -> str | None:
+        """The first known loss that points the same way."""
+        if not self._rows:
+            return None
+        cosines = np.stack(self._rows) @ direction
+        best = int(np.argmax(cosines))
+        return self._names[best] if cosines[best] >= SAME_DIRECTION else None

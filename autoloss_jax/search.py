@@ -1,0 +1,451 @@
+"""Phase I, the loss search: a proposer and the proxy models it learns from improve in turns.
+
+propose -> canonicalise, deduplicate -> screen -> train in rungs -> reward -> observe -> record
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from autoloss_jax import canaries
+from autoloss_jax.data import Dataset, Queries, scale_fold
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.programs import encode
+from autoloss_jax.files import read_json, write_json
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.language.grammar import depends_on_data, from_tokens
+from autoloss_jax.language.parsing import parse
+from autoloss_jax.language.simplification import simplify
+from autoloss_jax.losses import resolve_loss
+from autoloss_jax.metrics import ndcg_per_query
+from autoloss_jax.models import make_model
+from autoloss_jax.proposers import make_proposer
+from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
+from autoloss_jax.runs import RunFolder
+from autoloss_jax.screening import Directions, make_probe, screen
+from autoloss_jax.training import RunState
+
+SCHEDULES = ("from_scratch", "alternating")
+FINALISTS_FILE = "finalists.json"
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of a search.
+
+    Attributes:
+      budget: how many candidates are trained, at least; the round that reaches it is finished.
+      proposer: a name of PROPOSERS.
+      schedule: "from_scratch": every round starts from fresh weights, the same ones, so all rewards
+        of a search compare. "alternating": models and proposer advance in turns: a round starts from
+        the current models, which then go on under the round's best loss, until that no longer
+        improves them; then fresh ones take their place.
+      model: a name of MODELS.
+      features: how features are scaled, a name of TRANSFORMS.
+      seed: of everything random.
+      reference: the loss that rewards are measured against, a name or a formula.
+      proposals: losses proposed a round.
+      max_tokens: of the longest loss.
+      hall_of_fame: how many candidates are evaluated again, on fresh seeds, at the end.
+      fresh_seeds: on how many.
+      finalists: how many of them go on to the effectiveness test.
+      proxy: how candidates are trained.
+    """
+
+    budget: int = 1000
+    proposer: str = "controller"
+    schedule: str = "from_scratch"
+    model: str = "mlp"
+    features: str = "standardize"
+    seed: int = 0
+    reference: str = "softmax"
+    proposals: int = 128
+    max_tokens: int = 24
+    hall_of_fame: int = 24
+    fresh_seeds: int = 4
+    finalists: int = 5
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+
+    def check(self) -> None:
+        """Raises AutolossError for a setting out of range, naming it."""
+        if self.schedule not in SCHEDULES:
+            raise AutolossError(
+                f"unknown schedule {self.schedule!r}; expected one of {', '.join(SCHEDULES)}"
+            )
+        for name in ("budget", "proposals", "hall_of_fame", "fresh_seeds", "finalists"):
+            if getattr(self, name) < 1:
+                raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+class Finalist(NamedTuple):
+    """A loss of the hall of fame after its evaluation on fresh seeds."""
+
+    expression: Expression
+    reward: float
+    reward_se: float
+    selection_reward: float  # what it was selected by, which luck has inflated
+
+
+class SearchResult(NamedTuple):
+    """What a search found: finalists, the best first, and the ledger's records."""
+
+    finalists: list[Finalist]
+    records: list[dict[str, Any]]
+
+
+class Progress(NamedTuple):
+    """What a search reports after each round."""
+
+    trained: int
+    budget: int
+    round: int
+    best_formula: str
+    best_reward: float
+    metrics: dict[str, float]
+
+
+class _Known(NamedTuple):
+    """What became of a formula."""
+
+    reward: float
+    reason: str
+
+
+def search(
+    dataset: Dataset,
+    config: SearchConfig | None = None,
+    *,
+    out: str | None = None,
+    on_round: Callable[[Progress], None] | None = None,
+) -> SearchResult:
+    """Searches a loss on the training queries of the data set's first fold.
+
+    Args:
+      dataset: validation and test queries are not looked at.
+      config: the settings.
+      out: the run folder; a search that was interrupted there goes on. None writes nothing.
+      on_round: called after each round.
+
+    Raises:
+      AutolossError: a setting out of range; a run folder of another configuration.
+      CanaryError: a reward could be had without ranking.
+    """
+    config = config or SearchConfig()
+    config.check()
+    fold = scale_fold(dataset.folds[0], config.features)
+    if out is None:
+        return run_search(fold.train, config, None, on_round=on_round)
+    described = {"data": {"name": dataset.name, "sha256": dataset.sha256}, "search": asdict(config)}
+    with RunFolder.open(out, described) as folder:
+        return run_search(fold.train, config, folder, on_round=on_round)
+
+
+def run_search(
+    queries: Queries,
+    config: SearchConfig,
+    folder: RunFolder | None,
+    *,
+    model: nn.Module | None = None,
+    on_round: Callable[[Progress], None] | None = None,
+) -> SearchResult:
+    """Phase I on scaled training queries, in an open run folder; `model` overrides the config's."""
+    config.check()
+    done = None if folder is None else _read_finished(folder)
+    if done is not None:
+        return done
+    state = _Search(queries, config, model or make_model(config.model), folder)
+    state.resume()
+    state.check_metric()
+    while state.trained < config.budget:
+        progress = state.round()
+        if on_round is not None:
+            on_round(progress)
+    return state.finish()
+
+
+def _read_finished(folder: RunFolder) -> SearchResult | None:
+    path = folder.path / FINALISTS_FILE
+    if not path.exists():
+        return None
+    finalists = [
+        Finalist(parse(f["formula"]), f["reward"], f["reward_se"], f["selection_reward"])
+        for f in read_json(path)["finalists"]
+    ]
+    return SearchResult(finalists, folder.read_ledger())
+
+
+class _Search:
+    """A search in progress: what is known, and how a round changes it."""
+
+    def __init__(
+        self, queries: Queries, config: SearchConfig, model: nn.Module, folder: RunFolder | None
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.reference = resolve_loss(config.reference)
+        self.proxy = ProxyTraining(
+            queries, model, self.reference, config.proxy, config.proposals, config.seed
+        )
+        self.probe = make_probe(queries, config.seed)
+        self.proposer = make_proposer(config.proposer, max_tokens=config.max_tokens)
+        self.proposer_state = self.proposer.init(config.seed)
+        self.rounds = 0
+        self.known: dict[Expression, _Known] = {}
+        self.directions = Directions()
+        self.records: list[dict[str, Any]] = []
+        # The models of the alternating schedule, how good they are, and how many came before.
+        self.models: RunState | None = None
+        self.models_ndcg = -np.inf
+        self.lifetime = 0
+        self.canaries_passed = False
+
+    @property
+    def trained(self) -> int:
+        return sum(record["status"] in ("trained", "failed") for record in self.records)
+
+    # --- one round ---
+
+    def round(self) -> Progress:
+        """Proposes, screens, trains and rewards one batch of losses, and records it."""
+        started = time.monotonic()
+        proposer_state, tokens = self.proposer.propose(self.proposer_state, self.config.proposals)
+        losses = [simplify(from_tokens(row)) for row in tokens]
+        fresh, records = self._sort(losses)
+        result = self._train(fresh) if fresh else None
+        seconds = time.monotonic() - started
+        if result is not None:
+            for loss, outcome in zip(fresh, result.outcomes, strict=True):
+                self.known[loss] = _Known(outcome.reward, "")
+                records[loss] |= _trained(outcome, seconds / len(fresh))
+        rewards = np.array([self._reward(loss, records) for loss in losses])
+        self.proposer_state, metrics = self.proposer.observe(proposer_state, tokens, rewards)
+        self._record([self._entry(loss, records) for loss in losses])
+        return self._progress(metrics, seconds)
+
+    def _sort(self, losses: Sequence[Expression]) -> tuple[list[Expression], dict]:
+        """The losses worth training, and a draft record of every different one."""
+        drafts: dict[Expression, dict[str, Any]] = {}
+        new: list[Expression] = []
+        for loss in losses:
+            if loss in drafts:
+                continue
+            if loss in self.known:
+                drafts[loss] = {"status": "duplicate", "reason": "seen before"}
+                continue
+            reason = _refusal(loss)
+            drafts[loss] = {"status": "rejected" if reason else "", "reason": reason}
+            if reason:
+                self.known[loss] = _Known(-np.inf, reason)
+            else:
+                new.append(loss)
+        fresh = []
+        for loss, verdict in zip(new, screen(new, self.probe), strict=True):
+            twin = None if verdict.reason else self.directions.find(verdict.direction)
+            if verdict.reason:
+                drafts[loss] = {"status": "rejected", "reason": verdict.reason}
+                self.known[loss] = _Known(-np.inf, verdict.reason)
+            elif twin is not None:
+                drafts[loss] = {"status": "duplicate", "reason": f"same gradient as {twin}"}
+            else:
+                self.directions.add(str(loss), verdict.direction)
+                fresh.append(loss)
+        return fresh, drafts
+
+    def _train(self, fresh: list[Expression]) -> ProxyRound:
+        """Trains a round's losses, from where the schedule says."""
+        alternating = self.config.schedule == "alternating"
+        seed = self.config.seed + (self.rounds if alternating else 0)
+        if alternating and self.models is None:
+            self.models = self.proxy.fresh(self.config.seed + self.lifetime)
+        result = self.proxy.run(fresh, seed, start=self.models if alternating else None)
+        if not self.canaries_passed:
+            self.check_model(result.reference)
+        if alternating:
+            best = max([o.ndcg for o in result.outcomes if o.steps == self.proxy.full_steps]
+                       + [result.reference_ndcg])  # fmt: skip
+            if best > self.models_ndcg:
+                self.models, self.models_ndcg = result.best, best
+            else:
+                self.models, self.models_ndcg = None, -np.inf
+                self.lifetime += 1
+        return result
+
+    def _reward(self, loss: Expression, records: dict) -> float:
+        return self._resolve(loss, records).reward
+
+    def _resolve(self, loss: Expression, records: dict) -> _Known:
+        """What is known of a loss, or of the one whose gradient it shares."""
+        if loss not in self.known:
+            twin = parse(records[loss]["reason"].removeprefix("same gradient as "))
+            self.known[loss] = self.known[twin]._replace(reason=records[loss]["reason"])
+        return self.known[loss]
+
+    def _entry(self, loss: Expression, records: dict) -> dict[str, Any]:
+        """The record of one proposal; a formula proposed twice in a round is a duplicate."""
+        draft = records[loss]
+        records[loss] = {"status": "duplicate", "reason": "seen before"}
+        reward = self.known[loss].reward
+        return {
+            "index": len(self.records),
+            "round": self.rounds,
+            "formula": str(loss),
+            "reward": reward if np.isfinite(reward) else None,
+            "reward_se": None,
+            "ndcg": None,
+            "steps": 0,
+            "seconds": 0.0,
+        } | draft
+
+    def _record(self, entries: list[dict[str, Any]]) -> None:
+        for index, entry in enumerate(entries, len(self.records)):
+            entry["index"] = index
+        self.records += entries
+        self.rounds += 1
+        if self.folder is not None:
+            self.folder.append(entries)
+            self.folder.save_checkpoint(self.rounds, self._state())
+
+    def _progress(self, metrics: dict[str, float], seconds: float) -> Progress:
+        full = [r for r in self.records if r["status"] == "trained"]
+        best = max(full, key=_confident, default={"formula": "", "reward": -np.inf})
+        counts = {s: sum(r["status"] == s and r["round"] == self.rounds - 1 for r in self.records)
+                  for s in ("trained", "duplicate", "rejected", "failed")}  # fmt: skip
+        return Progress(
+            self.trained, self.config.budget, self.rounds, best["formula"], best["reward"],
+            metrics | {"seconds": seconds} | counts,
+        )  # fmt: skip
+
+    # --- stopping and going on ---
+
+    def _state(self) -> dict[str, Any]:
+        models = self.models if self.models is not None else self.proxy.fresh(0)
+        return {
+            "records": len(self.records),
+            "proposer": self.proposer_state,
+            "models": jax.tree.map(np.asarray, models),
+            "has_models": self.models is not None,
+            "models_ndcg": float(self.models_ndcg),
+            "lifetime": self.lifetime,
+        }
+
+    def resume(self) -> None:
+        """Goes on from the folder's last checkpoint, if there is one."""
+        found = None if self.folder is None else self.folder.latest_checkpoint(self._state())
+        if self.folder is None:
+            return
+        if found is None:
+            self.folder.truncate_ledger(0)
+            return
+        self.rounds, state = found
+        self.folder.truncate_ledger(state["records"])
+        self.records = self.folder.read_ledger()
+        self.proposer_state = state["proposer"]
+        self.models = jax.tree.map(jnp.asarray, state["models"]) if state["has_models"] else None
+        self.models_ndcg, self.lifetime = float(state["models_ndcg"]), int(state["lifetime"])
+        for record in self.records:
+            reward = -np.inf if record["reward"] is None else record["reward"]
+            self.known.setdefault(parse(record["formula"]), _Known(reward, record["reason"]))
+        trained = [
+            parse(r["formula"]) for r in self.records if r["status"] in ("trained", "failed")
+        ]
+        for loss, verdict in zip(trained, screen(trained, self.probe), strict=True):
+            self.directions.add(str(loss), verdict.direction)
+        logging.info("resumed after round %d: %d candidates trained", self.rounds, self.trained)
+
+    # --- the end ---
+
+    def finish(self) -> SearchResult:
+        """Evaluates the hall of fame on fresh seeds and names the finalists."""
+        full = [
+            r for r in self.records
+            if r["status"] == "trained" and r["steps"] == self.proxy.full_steps
+        ]  # fmt: skip
+        fame = sorted(full, key=lambda r: (-_confident(r), r["index"]))[: self.config.hall_of_fame]
+        losses = [parse(record["formula"]) for record in fame]
+        outcomes = [
+            self.proxy.run(losses, 1_000_003 + self.config.seed + k, halving=False).outcomes
+            for k in range(self.config.fresh_seeds)
+        ]
+        finalists = []
+        for c, (loss, record) in enumerate(zip(losses, fame, strict=True)):
+            differences = np.mean([seed[c].differences for seed in outcomes], axis=0)
+            error = differences.std(ddof=1) / np.sqrt(len(differences))
+            if np.isfinite(error):
+                finalists.append(
+                    Finalist(loss, float(differences.mean()), float(error), record["reward"])
+                )
+        finalists.sort(key=lambda f: -(f.reward - f.reward_se))
+        finalists = finalists[: self.config.finalists]
+        if self.folder is not None:
+            write_json(self.folder.path / FINALISTS_FILE, self._describe(finalists))
+        return SearchResult(finalists, self.records)
+
+    def _describe(self, finalists: list[Finalist]) -> dict[str, Any]:
+        return {
+            "finalists": [
+                {"formula": str(f.expression), "size": f.expression.size, "reward": f.reward,
+                 "reward_se": f.reward_se, "selection_reward": f.selection_reward}
+                for f in finalists
+            ],
+            "reference": self.config.reference,
+            "metric": f"ndcg@{self.config.proxy.metric_cutoff}",
+            "empty": "skip",
+            "candidates_trained": self.trained,
+        }  # fmt: skip
+
+    # --- canaries ---
+
+    def _metric(self, scores: jax.Array, labels: jax.Array, *, where: jax.Array):
+        return ndcg_per_query(scores, labels, where=where, k=self.config.proxy.metric_cutoff)
+
+    def check_metric(self) -> None:
+        """The canary that needs no model. Raises CanaryError."""
+        canaries.check_constant_scores(self._metric, self.proxy.batches)
+
+    def check_model(self, reference: RunState) -> None:
+        """The canaries of a trained model, the reference's. Raises CanaryError."""
+        params = jax.tree.map(lambda x: x[0, 0], reference.params)
+
+        def score(features: jax.Array, mask: jax.Array) -> jax.Array:
+            return self.proxy.training.model.apply(params, features, mask)
+
+        canaries.check_document_order(self._metric, score, self.proxy.batches)
+        canaries.check_permuted_labels(self._metric, score, self.proxy.batches)
+        self.canaries_passed = True
+        logging.info("canaries passed: constant scores, document order, permuted labels")
+
+
+def _refusal(loss: Expression) -> str:
+    """Why a formula is refused unseen, "" if it is not."""
+    if not depends_on_data(loss):
+        return "it does not depend on both scores and labels"
+    try:
+        encode([loss])
+    except AutolossError as error:
+        return str(error)
+    return ""
+
+
+def _confident(record: dict[str, Any]) -> float:
+    """A lower confidence bound of a trained record's reward."""
+    return record["reward"] - record["reward_se"]
+
+
+def _trained(outcome: Outcome, seconds: float) -> dict[str, Any]:
+    failed = not np.isfinite(outcome.reward)
+    return {
+        "status": "failed" if failed else "trained",
+        "reason": "the model turned non-finite" if failed else "",
+        "reward": None if failed else outcome.reward,
+        "reward_se": None if failed else outcome.reward_se,
+        "ndcg": None if failed else outcome.ndcg,
+        "steps": outcome.steps,
+        "seconds": round(seconds, 4),
+    }

@@ -1,0 +1,260 @@
+"""Training rankers: one run, then many runs, then many devices.
+
+`RankerTraining` writes a training run for one model under one loss, as pure functions. `train_runs`
+lifts it: over *runs* (candidate losses or learning rates, side by side in chunks, spread over the
+devices), and over *replicates* (cross-validation folds or seeds, one after the other). All runs of a
+replicate start from the same weights and see the same batches, so that two of them can be compared
+in pairs and most of the noise cancels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from autoloss_jax.data import BatchPlan, Buckets, ListBatch
+from autoloss_jax.execution.exact import compile_loss
+from autoloss_jax.execution.interpreter import program_gradient
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.metrics import ndcg_per_query
+
+CHUNK = 4
+"""Runs trained side by side on one device: fewer leave the processor idle, more the cache."""
+
+ScoreGradient = Callable[[Any, Array, Array, Array], Array]
+"""`(loss, scores, labels, mask) -> gradient`, all but the loss [queries, list]."""
+
+
+class RunState(NamedTuple):
+    """A ranker in training; `train_runs` adds the leading axes [replicates, runs] to every leaf."""
+
+    params: Any
+    optimizer: Any
+    alive: Array  # bool[]: False once the run has turned non-finite, which freezes it
+
+
+class Evaluation(NamedTuple):
+    """Queries a replicate is evaluated on."""
+
+    batches: tuple[ListBatch, ...]
+    rows: tuple[Array, ...]  # per bucket i32[replicates, queries]
+    valid: tuple[Array, ...]  # per bucket bool[replicates, queries]
+
+
+@dataclass(frozen=True)
+class RankerTraining:
+    """One training run: Adam on a ranker under one loss.
+
+    The gradient of every step is scaled to norm 1, so that a loss is not rewarded for its scale,
+    which is only a hidden learning rate.
+
+    Attributes:
+      model: maps features [queries, list, features] and mask to scores [queries, list].
+      score_gradient: gives a loss's gradient by the scores.
+      metric_cutoff: the k of the NDCG@k it is evaluated by.
+    """
+
+    model: nn.Module
+    score_gradient: ScoreGradient
+    metric_cutoff: int | None = 10
+
+    def init(self, key: Array, batch: ListBatch) -> RunState:
+        """A fresh run; `batch` gives the shapes only."""
+        params = self.model.init(key, batch.features[:1], batch.mask[:1])
+        return RunState(params, optax.scale_by_adam().init(params), jnp.asarray(True))
+
+    def step(
+        self, state: RunState, loss: Any, learning_rate: Array, batch: Sequence[ListBatch]
+    ) -> RunState:
+        """One update on a batch of queries, given as one part per length bucket."""
+
+        def forward(params: Any) -> list[Array]:
+            return [self.model.apply(params, part.features, part.mask) for part in batch]
+
+        scores, pull_back = jax.vjp(forward, state.params)
+        gradients = [
+            self.score_gradient(loss, s, part.labels, part.mask)
+            for s, part in zip(scores, batch, strict=True)
+        ]
+        # The largest entry becomes 1 first: the norm of a gradient near overflow would overflow.
+        peak = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in gradients]))
+        gradients = [g / jnp.where(peak > 0, peak, 1.0) for g in gradients]
+        (gradient,) = pull_back(gradients)
+        norm = optax.tree.norm(gradient)
+        gradient = jax.tree.map(lambda g: g / jnp.where(norm > 0, norm, 1.0), gradient)
+        update, optimizer = optax.scale_by_adam().update(gradient, state.optimizer)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
+
+        finite = jnp.isfinite(norm) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(s)) for s in scores]))
+        moves = state.alive & finite & (norm > 0)
+        params, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(moves, new, old),
+            (params, optimizer),
+            (state.params, state.optimizer),
+        )
+        return RunState(params, optimizer, state.alive & finite)
+
+    def train(
+        self,
+        state: RunState,
+        loss: Any,
+        learning_rate: Array,
+        batches: Sequence[ListBatch],
+        plan: BatchPlan,
+    ) -> RunState:
+        """The steps of a plan, rows [steps, slots] per bucket."""
+
+        def step(state: RunState, plan: BatchPlan) -> tuple[RunState, None]:
+            batch = [_take(*part) for part in zip(batches, plan.rows, plan.valid, strict=True)]
+            return self.step(state, loss, learning_rate, batch), None
+
+        return lax.scan(step, state, plan)[0]
+
+    def evaluate(self, state: RunState, evaluation: Evaluation) -> Array:
+        """f32[queries]: NDCG@k of every query; 0 where undefined or not valid, NaN if not alive."""
+        values = []
+        for bucket, rows, valid in zip(*evaluation, strict=True):
+            part = _take(bucket, rows, valid)
+            scores = self.model.apply(state.params, part.features, part.mask)
+            ndcg, _ = ndcg_per_query(scores, part.labels, where=part.mask, k=self.metric_cutoff)
+            values.append(ndcg)
+        return jnp.where(state.alive, jnp.concatenate(values), jnp.nan)
+
+
+def _take(bucket: ListBatch, rows: Array, valid: Array) -> ListBatch:
+    """The rows of a bucket as a batch; a filler has no documents."""
+    return ListBatch(bucket.features[rows], bucket.labels[rows], bucket.mask[rows] & valid[:, None])
+
+
+def exact_score_gradient(loss: Expression) -> ScoreGradient:
+    """The gradient of one fixed loss, through the exact path; the `loss` of the run is ignored."""
+    loss_fn = compile_loss(loss)
+
+    def score_gradient(_: Any, scores: Array, labels: Array, mask: Array) -> Array:
+        def total(scores: Array) -> Array:
+            return jnp.sum(loss_fn(scores, labels, where=mask, reduce_fn=None))
+
+        return jax.grad(total)(scores)
+
+    return score_gradient
+
+
+program_score_gradient: ScoreGradient = program_gradient
+"""The gradient of the run's own loss, an encoded program."""
+
+
+def candidates_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh with the one axis `candidates`, over all devices by default."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        (len(devices),), ("candidates",), axis_types=(AxisType.Auto,), devices=devices
+    )
+
+
+def padded_count(count: int, mesh: Mesh) -> int:
+    """The least number of runs that fills chunks on every device of the mesh."""
+    multiple = CHUNK * mesh.size
+    return -(-count // multiple) * multiple
+
+
+def init_run(training: RankerTraining, seed: int, replicates: int, batch: ListBatch) -> RunState:
+    """One fresh run of each replicate, [replicates, 1], for `spread_runs` to multiply."""
+    keys = jax.random.split(jax.random.key(seed), replicates)
+    states = jax.vmap(lambda key: training.init(key, batch))(keys)
+    return jax.tree.map(lambda x: x[:, None], states)
+
+
+def spread_runs(mesh: Mesh, states: RunState, order: np.ndarray) -> RunState:
+    """The runs `order` of the states, laid out over the mesh; a run may be taken several times."""
+    sharding = NamedSharding(mesh, P(None, "candidates"))
+    return jax.device_put(jax.tree.map(lambda x: x[:, order], states), sharding)
+
+
+def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., tuple[RunState, Array]]:
+    """The compiled training of many runs; call it again to train on.
+
+    Returns:
+      `(states, losses, learning_rates, active, batches, plan, evaluation) -> (states, values)` with
+      states [replicates, runs], losses (a pytree) and learning_rates [runs], active bool[runs]
+      (chunks of CHUNK runs of which none is active are left as they are, at no cost), plan rows
+      [replicates, steps, slots], and values f32[runs, replicates, queries], NDCG@k after the last
+      step. `runs` is a multiple of CHUNK times the devices of the mesh (`padded_count`).
+    """
+
+    def one(state: RunState, loss: Any, rate: Array, batches, plan, evaluation):
+        state = training.train(state, loss, rate, batches, plan)
+        return state, training.evaluate(state, evaluation)
+
+    def local(states, losses, rates, active, batches, plan, evaluation):
+        def chunked(x: Array) -> Array:
+            return x.reshape(-1, CHUNK, *x.shape[1:])
+
+        def replicate(inputs):
+            states, plan, rows, valid = inputs
+            held = Evaluation(evaluation.batches, rows, valid)
+            queries = sum(r.shape[0] for r in rows)
+            many = jax.vmap(partial(one, batches=batches, plan=plan, evaluation=held))
+
+            def chunk(inputs):
+                states, losses, rates, active = inputs
+                return lax.cond(
+                    jnp.any(active),
+                    lambda: many(states, losses, rates),
+                    lambda: (states, jnp.full((CHUNK, queries), jnp.nan)),
+                )
+
+            inputs = jax.tree.map(chunked, (states, losses, rates, active))
+            states, values = lax.map(chunk, inputs)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (states, values))
+
+        states, values = lax.map(replicate, (states, plan, evaluation.rows, evaluation.valid))
+        return states, jnp.swapaxes(values, 0, 1)
+
+    runs, each = P(None, "candidates"), P("candidates")
+    # Parameters come in as sharded arguments and nothing is reduced over devices: the check of
+    # varying axes would only demand casts of every constant the interpreter starts a loop from.
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(runs, each, each, each, P(), P(), P()),
+        out_specs=(runs, each),
+        check_vma=False,
+    )
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def on_device(buckets: Buckets) -> tuple[ListBatch, ...]:
+    """The batches of buckets as device arrays."""
+    return jax.tree.map(jnp.asarray, buckets.batches)
+
+
+def evaluation_of(batches: tuple[ListBatch, ...], held_out: BatchPlan) -> Evaluation:
+    """What `held_out_rows` planned, as an Evaluation."""
+    rows, valid = (tuple(jnp.asarray(x[:, 0]) for x in part) for part in held_out)
+    return Evaluation(batches, rows, valid)
+
+
+def evaluation_of_all(batches: tuple[ListBatch, ...], replicates: int) -> Evaluation:
+    """Every query of the batches, for each replicate."""
+    rows = [np.tile(np.arange(len(b.labels), dtype=np.int32), (replicates, 1)) for b in batches]
+    valid = [np.ones_like(r, bool) for r in rows]
+    return Evaluation(batches, tuple(map(jnp.asarray, rows)), tuple(map(jnp.asarray, valid)))
+
+
+def evaluation_labels(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    """bool[replicates, queries], twice: which values are of a query, and of one with relevance."""
+    exists = np.concatenate([np.asarray(v) for v in evaluation.valid], 1)
+    relevant = []
+    for bucket, rows in zip(evaluation.batches, evaluation.rows, strict=True):
+        has = np.asarray(jnp.any((bucket.labels > 0) & bucket.mask, -1))
+        relevant.append(has[np.asarray(rows)])
+    return exists, exists & np.concatenate(relevant, 1)
