@@ -1,4 +1,4 @@
-"""Phase II, the effectiveness test: fresh models to convergence under found and hand-designed losses.
+"""Phase II, the effectiveness test: fresh models to convergence under every loss.
 
 Every loss gets the same: the same learning rates to choose from, the same seeds, the same batches,
 the same patience. Validation queries stop the training and choose the learning rate; test queries
@@ -7,13 +7,14 @@ are read once, at the end.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from autoloss_jax.comparison import Contender, Tested, compare
 from autoloss_jax.data import Dataset, Fold, bucket_queries, draw_batches, plan_buckets, scale_fold
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
@@ -23,7 +24,6 @@ from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import average_precision_per_query, mrr_per_query, ndcg_per_query
 from autoloss_jax.models import make_model
 from autoloss_jax.runs import RunFolder
-from autoloss_jax.statistics import bootstrap_interval, effect_size, holm, randomisation_p_value
 from autoloss_jax.training import (
     RankerTraining,
     candidates_mesh,
@@ -39,7 +39,6 @@ from autoloss_jax.training import (
 )
 
 EFFECTIVENESS_FILE = "effectiveness.json"
-SIGNIFICANT = 0.05
 TEST_METRICS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     **{f"ndcg@{k}": (lambda s, y, where, k=k: ndcg_per_query(s, y, where=where, k=k))
        for k in (1, 3, 5, 10, 30)},
@@ -97,23 +96,6 @@ class EffectivenessConfig:
             )
 
 
-class Contender(NamedTuple):
-    """A loss under test."""
-
-    name: str
-    expression: Expression
-    kind: str  # "found" or "hand_designed"
-
-
-class _Tested(NamedTuple):
-    """What one fold showed of one loss."""
-
-    learning_rate: float
-    steps: list[int]  # when each seed's model was best
-    validation: float  # mean of the metric over seeds and queries
-    test: dict[str, np.ndarray]  # by metric: f64[queries], mean over seeds
-
-
 def contenders(found: Sequence[Expression], hand_designed: Sequence[str] | None = None):
     """Found losses, named by their place, and the hand-designed ones, all by default."""
     names = list(HAND_DESIGNED) if hand_designed is None else list(hand_designed)
@@ -162,7 +144,7 @@ def effectiveness_test(
 
 
 def clean_folds(dataset: Dataset) -> Dataset:
-    """The folds whose test queries are not among the first fold's training or validation queries."""
+    """The folds of whose test queries none trains or validates in the first fold."""
     first = dataset.folds[0]
     seen = {*first.train.query_ids, *first.validation.query_ids}
     rest = [fold for fold in dataset.folds[1:] if not seen & set(fold.test.query_ids)]
@@ -187,7 +169,7 @@ def run_effectiveness(
         raise AutolossError("expected at least one hand-designed loss to compare with")
     ranker = model or make_model(config.model)
     report = on_progress or (lambda text, share: None)
-    folds: list[list[_Tested]] = []
+    folds: list[list[Tested]] = []
     defined: list[dict[str, np.ndarray]] = []
     for number, fold in enumerate(dataset.folds):
 
@@ -197,7 +179,15 @@ def run_effectiveness(
         test = _FoldTest(scale_fold(fold, config.features), ranker, config)
         folds.append(test.run(losses, tell))
         defined.append(test.defined())
-    result = _summarise(dataset, losses, config, folds, defined)
+    result = compare(
+        losses,
+        folds,
+        defined,
+        metric=f"ndcg@{config.metric_cutoff}",
+        empty=config.empty,
+        seed=config.seed,
+    )
+    result |= {"folds": [fold.name for fold in dataset.folds], "seeds": config.seeds}
     if path is not None:
         write_json(path, result)
     return result
@@ -217,11 +207,11 @@ class _FoldTest:
         self.validation = on_device(bucket_queries(fold.validation, bounds))
         self.test = on_device(bucket_queries(fold.test, bounds))
 
-    def run(self, losses: Sequence[Contender], tell: Callable[[float], None]) -> list[_Tested]:
-        """All losses that fit a batched program side by side, each other one through the exact path."""
+    def run(self, losses: Sequence[Contender], tell: Callable[[float], None]) -> list[Tested]:
+        """Losses that fit a batched program side by side, each other one by the exact path."""
         fitting = [k for k, c in enumerate(losses) if _fits(c.expression)]
         others = [k for k in range(len(losses)) if k not in fitting]
-        found: dict[int, _Tested] = {}
+        found: dict[int, Tested] = {}
         groups = ([fitting] if fitting else []) + [[k] for k in others]
         for done, group in enumerate(groups):
 
@@ -236,8 +226,8 @@ class _FoldTest:
 
     def _converge(
         self, losses: Sequence[Expression], batched: bool, tell: Callable[[float], None]
-    ) -> list[_Tested]:
-        """Trains losses x learning rates x seeds until none gets better on the validation queries."""
+    ) -> list[Tested]:
+        """Trains losses x learning rates x seeds until none gets better on validation."""
         config, rates = self.config, self.config.learning_rates
         gradient = program_score_gradient if batched else exact_score_gradient(losses[0])
         training = RankerTraining(self.model, gradient, config.metric_cutoff)
@@ -291,18 +281,18 @@ class _FoldTest:
 
     def _test(
         self, params: Any, values: np.ndarray, steps: np.ndarray, runs: Sequence[int]
-    ) -> _Tested:
+    ) -> Tested:
         """Chooses the learning rate on validation, and reads the test queries."""
         chosen = max(runs, key=lambda run: values[:, run].mean())
         if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
-            return _Tested(float("nan"), [], float("-inf"), {})
+            return Tested(float("nan"), [], float("-inf"), {})
         seeds = []
         for s in range(self.config.seeds):
             one = jax.tree.map(lambda x, s=s: x[s, chosen], params)
             seeds.append(_measure(self.model, one, self.test))
         test = {name: np.mean([seed[name] for seed in seeds], axis=0) for name in TEST_METRICS}
         rate = self.config.learning_rates[runs.index(chosen)]
-        return _Tested(rate, steps[:, chosen].tolist(), float(values[:, chosen].mean()), test)
+        return Tested(rate, steps[:, chosen].tolist(), float(values[:, chosen].mean()), test)
 
     def defined(self) -> dict[str, np.ndarray]:
         """bool[queries] by metric: where it is defined, on the test queries."""
@@ -341,102 +331,3 @@ def _measure(model: nn.Module, params: Any, batches: Sequence) -> dict[str, np.n
 
 def _scores(model: nn.Module, params: Any, features: jax.Array, mask: jax.Array) -> jax.Array:
     return jax.jit(model.apply)(params, features, mask)
-
-
-# --- the comparison ---
-
-
-def _summarise(
-    dataset: Dataset,
-    losses: Sequence[Contender],
-    config: EffectivenessConfig,
-    folds: Sequence[Sequence[_Tested]],
-    defined: Sequence[dict[str, np.ndarray]],
-) -> dict[str, Any]:
-    metric = f"ndcg@{config.metric_cutoff}"
-    worked = [k for k in range(len(losses)) if all(fold[k].test for fold in folds)]
-    values = {
-        k: {name: np.concatenate([
-                _counted(fold[k].test[name], flags[name], config.empty)
-                for fold, flags in zip(folds, defined, strict=True)])
-            for name in TEST_METRICS}
-        for k in worked
-    }  # fmt: skip
-    validation = {k: float(np.mean([fold[k].validation for fold in folds])) for k in worked}
-    hand = [k for k in worked if losses[k].kind == "hand_designed"]
-    if not hand:
-        raise AutolossError("no hand-designed loss could be trained: every run turned non-finite")
-    # The hand-designed loss that validation queries choose is the one a user would have taken.
-    best_hand = max(hand, key=lambda k: validation[k])
-    rows = []
-    for k in worked:
-        differences = values[k][metric] - values[best_hand][metric]
-        rows.append({
-            "name": losses[k].name,
-            "formula": str(losses[k].expression),
-            "kind": losses[k].kind,
-            "learning_rate": [fold[k].learning_rate for fold in folds],
-            "steps": [fold[k].steps for fold in folds],
-            "validation": validation[k],
-            "test": {name: bootstrap_interval(v, config.seed)._asdict()
-                     for name, v in values[k].items()},
-            "difference": bootstrap_interval(differences, config.seed)._asdict(),
-            "effect_size": effect_size(differences),
-            "p_value": 1.0 if k == best_hand else randomisation_p_value(differences, config.seed),
-        })  # fmt: skip
-    _correct(rows)
-    failed = [losses[k].name for k in range(len(losses)) if k not in worked]
-    queries = sum(len(flags[metric]) for flags in defined)
-    empty = sum(int((~flags[metric]).sum()) for flags in defined)
-    best_name = losses[best_hand].name
-    return {
-        "rows": sorted(rows, key=lambda row: -row["test"][metric]["mean"]),
-        "verdict": _verdict(rows, best_name, metric),
-        "metric": metric,
-        "best_hand_designed": best_name,
-        "empty": config.empty,
-        "queries": queries,
-        "empty_queries": empty,
-        "folds": [fold.name for fold in dataset.folds],
-        "seeds": config.seeds,
-        "failed": failed,
-    }
-
-
-def _counted(values: np.ndarray, defined: np.ndarray, empty: str) -> np.ndarray:
-    """The values that count under a convention for queries without a relevant document."""
-    if empty == "skip":
-        return values[defined]
-    return np.where(defined, values, 1.0 if empty == "one" else 0.0)
-
-
-def _correct(rows: list[dict[str, Any]]) -> None:
-    """Corrects the found losses' p-values for their number, and the hand-designed ones' for theirs."""
-    for kind in ("found", "hand_designed"):
-        group = [row for row in rows if row["kind"] == kind]
-        corrected = holm(np.array([row["p_value"] for row in group]))
-        for row, p_value in zip(group, corrected, strict=True):
-            row["p_value_corrected"] = float(p_value)
-
-
-def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str) -> str:
-    """One honest sentence on whether a found loss is better than the hand-designed ones."""
-    found = [row for row in rows if row["kind"] == "found"]
-    against = f"{best_hand}, the hand-designed loss that validation chooses"
-    if not found:
-        return f"No found loss was tested; among the hand-designed ones validation chooses {best_hand}."
-    chosen = max(found, key=lambda row: row["validation"])
-    mean, low, high = (chosen["difference"][key] for key in ("mean", "ci_low", "ci_high"))
-    figures = (
-        f"test {metric.upper()} {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, "
-        f"p = {chosen['p_value']:.3g}, corrected {chosen['p_value_corrected']:.3g})"
-    )
-    significant = chosen["p_value_corrected"] < SIGNIFICANT
-    if significant and mean > 0:
-        return f"The best found loss is better than {against}: {figures}."
-    if significant:
-        return f"The best found loss is worse than {against}: {figures}. Use {best_hand}."
-    return (
-        f"No found loss is shown to be better than {against}: the best found one differs by "
-        f"{figures}, which is within what chance explains."
-    )

@@ -1,10 +1,10 @@
 """Proxy runs: short trainings of a small ranker under candidate losses, and the reward they earn.
 
-The training queries are cut into cross-validation folds; a replicate trains on all folds but one and
-is evaluated on that one, so every training query is a reward query once. A candidate's reward is its
-paired difference, over these queries, to a reference loss trained beside it: same weights to start
-from, same batches, same number of steps. Training goes in rungs (successive halving, Jamieson and
-Talwalkar 2016): all candidates train a little, the better share trains on.
+The training queries are cut into cross-validation folds; a replicate trains on all folds but one
+and is evaluated on that one, so every training query is a reward query once. A candidate's reward
+is its paired difference, over these queries, to a reference loss trained beside it: same weights
+to start from, same batches, same number of steps. Training goes in rungs (successive halving,
+Jamieson and Talwalkar 2016): all candidates train a little, the better share trains on.
 """
 
 from collections.abc import Sequence

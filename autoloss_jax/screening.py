@@ -1,9 +1,9 @@
 """Cheap judgements of candidate losses before any model is trained.
 
-Everything is measured on a *probe*: a few short lists with the labels of the data and random scores.
-A loss whose gradient is zero, ignores the labels, or cannot raise NDCG even when it moves the scores
-freely, without a model in between, is rejected. Two losses whose gradients point the same way on the
-whole probe train the same models, and count as one.
+Everything is measured on a *probe*: a few short lists with the labels of the data and random
+scores. A loss whose gradient is zero, ignores the labels, or cannot raise NDCG even when it moves
+the scores freely, without a model in between, is rejected. Two losses whose gradients point the
+same way on the whole probe train the same models, and count as one.
 """
 
 from collections.abc import Sequence

@@ -43,10 +43,10 @@ class SearchConfig:
     Attributes:
       budget: how many candidates are trained, at least; the round that reaches it is finished.
       proposer: a name of PROPOSERS.
-      schedule: "from_scratch": every round starts from fresh weights, the same ones, so all rewards
-        of a search compare. "alternating": models and proposer advance in turns: a round starts from
-        the current models, which then go on under the round's best loss, until that no longer
-        improves them; then fresh ones take their place.
+      schedule: "from_scratch": every round starts from fresh weights, the same ones, so all
+        rewards of a search compare. "alternating": models and proposer advance in turns: a round
+        starts from the current models, which then go on under the round's best loss, until that no
+        longer improves them; then fresh ones take their place.
       model: a name of MODELS.
       features: how features are scaled, a name of TRANSFORMS.
       seed: of everything random.

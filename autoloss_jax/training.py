@@ -1,10 +1,10 @@
 """Training rankers: one run, then many runs, then many devices.
 
-`RankerTraining` writes a training run for one model under one loss, as pure functions. `train_runs`
-lifts it: over *runs* (candidate losses or learning rates, side by side in chunks, spread over the
-devices), and over *replicates* (cross-validation folds or seeds, one after the other). All runs of a
-replicate start from the same weights and see the same batches, so that two of them can be compared
-in pairs and most of the noise cancels.
+`RankerTraining` writes a training run for one model under one loss, as pure functions.
+`train_runs` lifts it: over *runs* (candidate losses or learning rates, side by side in chunks,
+spread over the devices), and over *replicates* (cross-validation folds or seeds, one after the
+other). All runs of a replicate start from the same weights and see the same batches, so that two
+of them can be compared in pairs and most of the noise cancels.
 """
 
 from collections.abc import Callable, Sequence
