@@ -53,7 +53,7 @@ def compare(
         k: {name: np.concatenate([
                 _counted(fold[k].test[name], flags[name], empty)
                 for fold, flags in zip(folds, defined, strict=True)])
-            for name in TEST_METRICS}
+            for name in folds[0][k].test}
         for k in worked
     }  # fmt: skip
     validation = {k: float(np.mean([fold[k].validation for fold in folds])) for k in worked}
