@@ -180,7 +180,10 @@ class MathML:
         if condition is not None:
             below += f"<mo>:</mo>{condition}"
         large = "<mo>&#x2211;</mo>" if reduction.kind == "sum" else f"<mi>{reduction.kind}</mi>"
-        return f"<mrow><munder>{large}<mrow>{below}</mrow></munder>{inner}</mrow>"
+        # Fractions would otherwise set the indices beside the sign.
+        return (
+            f'<mrow displaystyle="true"><munder>{large}<mrow>{below}</mrow></munder>{inner}</mrow>'
+        )
 
 
 def _fenced(opening: str, args: list[str], closing: str) -> str:

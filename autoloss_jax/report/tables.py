@@ -1,0 +1,70 @@
+"""A run's results as tables for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from autoloss_jax.report.reading import DEFAULT_METRIC
+from autoloss_jax.report.wording import (
+    KINDS,
+    empty_convention,
+    interval,
+    number,
+    p_value,
+    rates,
+    sorted_rows,
+)
+
+_STYLES = {"found": "bold green", "reference": "dim"}
+
+
+def effectiveness_table(effectiveness: Mapping[str, Any]) -> Table:
+    """The content of effectiveness.json: losses by descending test metric, with their intervals."""
+    metric = str(effectiveness.get("metric") or DEFAULT_METRIC)
+    best = effectiveness.get("best_hand_designed")
+    table = Table(
+        title=Text(str(effectiveness.get("verdict") or "Effectiveness test")),
+        caption=Text(empty_convention(effectiveness)),
+    )
+    for heading in ("loss", "kind"):
+        table.add_column(heading)
+    for heading in (metric.upper(), f"difference to {best or 'best hand-designed'}", "p", "rate"):
+        table.add_column(Text(heading), justify="right")
+    for row in sorted_rows(effectiveness.get("rows", ()), metric):
+        test = row.get("test") or {}
+        table.add_row(
+            Text(str(row.get("name"))),
+            Text(KINDS.get(str(row.get("kind")), str(row.get("kind")))),
+            Text(interval(test.get(metric))),
+            Text(interval(row.get("difference"), signed=True)),
+            p_value(row),
+            rates(row.get("learning_rate")),
+            style=_STYLES.get(str(row.get("kind"))),
+        )
+    return table
+
+
+def finalists_table(finalists: Mapping[str, Any] | list[Mapping[str, Any]]) -> Table:
+    """The content of finalists.json: the hall of fame in its order."""
+    content: Mapping[str, Any] = finalists if isinstance(finalists, Mapping) else {}
+    rows = content.get("finalists", ()) if isinstance(finalists, Mapping) else finalists
+    reference = content.get("reference")
+    metric = str(content.get("metric") or DEFAULT_METRIC).upper()
+    against = f", a difference in {metric} to {reference}" if reference else ""
+    table = Table(title="Finalists", caption=Text(f"Reward on fresh seeds{against}."))
+    table.add_column("#", justify="right")
+    table.add_column("formula", overflow="fold")
+    for heading in ("size", "reward", "error", "when selected"):
+        table.add_column(heading, justify="right")
+    for place, row in enumerate(rows, start=1):
+        table.add_row(
+            str(place),
+            Text(str(row.get("formula"))),
+            number(row.get("size"), 0),
+            number(row.get("reward"), signed=True),
+            number(row.get("reward_se")),
+            number(row.get("selection_reward"), signed=True),
+        )
+    return table
