@@ -7,6 +7,7 @@ are read once, at the end.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -329,5 +330,6 @@ def _measure(model: nn.Module, params: Any, batches: Sequence) -> dict[str, np.n
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
+@partial(jax.jit, static_argnums=0)
 def _scores(model: nn.Module, params: Any, features: jax.Array, mask: jax.Array) -> jax.Array:
-    return jax.jit(model.apply)(params, features, mask)
+    return model.apply(params, features, mask)

@@ -27,7 +27,6 @@ from autoloss_jax.execution.programs import (
     PAIR_LEAVES,
     PAIR_REDUCTIONS,
     PAIR_WORK_REGISTERS,
-    QUERY_LEAVES,
     WORK_REGISTERS,
     Programs,
     Segments,
@@ -89,9 +88,7 @@ def _constant_branch(registers: _Registers, a: Array, b: Array, constant: Array)
 _BRANCHES: list[_Branch] = [*map(_operator_branch, OPERATORS), _constant_branch]
 
 
-def _run(
-    segment: Segments, registers: _Registers, loads: Sequence[_Branch] = ()
-) -> _Registers:
+def _run(segment: Segments, registers: _Registers, loads: Sequence[_Branch] = ()) -> _Registers:
     """Executes one segment of one candidate, whose length is known at run time only."""
 
     def step(carry: tuple[Array, _Registers]) -> tuple[Array, _Registers]:
@@ -101,9 +98,9 @@ def _run(
         result = lax.switch(opcode, [*_BRANCHES, *loads], registers, a, b, segment.constant[k])
         return k + 1, registers.write(target, result)
 
-    return lax.while_loop(
-        lambda carry: carry[0] < segment.length, step, (jnp.int32(0), registers)
-    )[1]
+    return lax.while_loop(lambda carry: carry[0] < segment.length, step, (jnp.int32(0), registers))[
+        1
+    ]
 
 
 def _finite(x: Array) -> Array:
@@ -209,7 +206,9 @@ def _tile_of(labels: Array, mask: Array) -> _Tile:
     return _Tile(labels, mask, size, queries.max_dcg(labels, mask))
 
 
-_FIRST_PAIR_RESULT = len(DOCUMENT_LEAVES) - MAX_PAIR_STAGES
+_FIRST_PAIR_RESULT = DOCUMENT_LEAVES.index("pair stage 0")
+_FIRST_DOCUMENT_RESULT = DOCUMENT_LEAVES.index("document stage 0")
+_TANGENTS = max(1 + MAX_PAIR_STAGES, MAX_DOCUMENT_STAGES)
 
 
 def _pair_workspace(tile_size: int, length: int) -> _Registers:
@@ -222,7 +221,11 @@ def _pair_workspace(tile_size: int, length: int) -> _Registers:
 
 
 def _document_registers(program: Programs, tile: _Tile, scores: Array) -> _Registers:
-    """Document registers, flat; tangents by s_i and by the results of the pair stages."""
+    """Document registers, flat, in which the query's numbers stand at each of its documents.
+
+    Tangents are by s_i and by the pair stages' results in the document stages, and by the document
+    stages' results in the query's, which reads no other leaf with a tangent.
+    """
     shape = tile.labels.shape
 
     def ranked(scores: Array) -> tuple[Array, Array]:
@@ -233,12 +236,14 @@ def _document_registers(program: Programs, tile: _Tile, scores: Array) -> _Regis
     rank, discount = lax.cond(program.uses_ranks, ranked, lambda _: (nothing, nothing), scores)
     size, max_dcg = (jnp.broadcast_to(x[:, None], shape) for x in (tile.size, tile.max_dcg))
     leaves = [scores, tile.labels, queries.gains(tile.labels), rank, discount, size, max_dcg]
-    unwritten = [nothing] * (MAX_PAIR_STAGES + WORK_REGISTERS)
+    unwritten = [nothing] * (MAX_PAIR_STAGES + MAX_DOCUMENT_STAGES + WORK_REGISTERS)
     value = jnp.stack(leaves + unwritten).reshape(-1, nothing.size)
-    by = np.zeros((value.shape[0], 1 + MAX_PAIR_STAGES, 1), np.float32)
+    by = np.zeros((value.shape[0], _TANGENTS, 1), np.float32)
     by[DOCUMENT_LEAVES.index("s_i"), 0] = 1.0
     for k in range(MAX_PAIR_STAGES):
         by[_FIRST_PAIR_RESULT + k, 1 + k] = 1.0
+    for k in range(MAX_DOCUMENT_STAGES):
+        by[_FIRST_DOCUMENT_RESULT + k, k] = 1.0
     return _Registers(value, jnp.broadcast_to(by, (*by.shape[:2], nothing.size)))
 
 
@@ -305,16 +310,17 @@ def _pair_stages(
 
     pair, (results, counts) = lax.scan(stage, pair, program.pair)
     results = results.reshape(MAX_PAIR_STAGES, -1)
-    value = document.value.at[_FIRST_PAIR_RESULT : len(DOCUMENT_LEAVES)].set(results)
+    value = document.value.at[_FIRST_PAIR_RESULT:_FIRST_DOCUMENT_RESULT].set(results)
     return pair, document._replace(value=value), counts
 
 
 def _document_stages(
     program: Programs, tile: _Tile, document: _Registers, counts: Array
-) -> tuple[Array, Array]:
-    """Query values f32[stages, queries] and their slopes f32[stages, 1 + pair stages, queries, list].
+) -> tuple[Dual, Array]:
+    """Runs the document stages and the query's.
 
-    The slopes are by the score of each document and by the results of its pair stages.
+    Returns the loss f32[queries] with its slopes by the document stages' results, and their slopes
+    f32[stages, tangents, queries, list] by the score of each document and its pair stages' results.
     """
     shape = tile.labels.shape
 
@@ -328,39 +334,33 @@ def _document_stages(
     reductions = [_REDUCTIONS[name] for name in DOCUMENT_REDUCTIONS[1:-MAX_PAIR_STAGES]]
     reductions += [mean_of_pairs(k) for k in range(MAX_PAIR_STAGES)]
 
-    def stage(document: _Registers, segment: Segments) -> tuple[_Registers, tuple[Array, Array]]:
+    def stage(
+        document: _Registers, inputs: tuple[Array, Segments]
+    ) -> tuple[_Registers, tuple[Dual, Array]]:
+        k, segment = inputs
         document = _run(segment, document)
+        dual = document.read(segment.result)
+        dual = Dual(dual.value.reshape(shape), _finite(dual.tangent).reshape(-1, *shape))
 
-        def absent(document: _Registers) -> tuple[Array, Array]:
-            del document
-            return jnp.zeros(shape[:1]), jnp.zeros((1 + MAX_PAIR_STAGES, *shape))
+        def unreduced(dual: Dual) -> tuple[Array, Array]:
+            return jnp.zeros(shape[:1]), jnp.zeros(shape)
 
-        def reduced(reduce: _Reduction) -> Callable[[_Registers], tuple[Array, Array]]:
-            def present(document: _Registers) -> tuple[Array, Array]:
-                value, tangent = document.read(segment.result)
-                selected = tile.documents(segment.where)
-                result, weights = reduce(value.reshape(shape), selected)
-                return result, weights * _finite(tangent).reshape(-1, *shape)
+        def reduced(reduce: _Reduction) -> Callable[[Dual], tuple[Array, Array]]:
+            return lambda dual: reduce(dual.value, tile.documents(segment.where))
 
-            return present
-
-        return document, lax.switch(
-            segment.reduction, [absent, *map(reduced, reductions)], document
+        result, weights = lax.switch(
+            segment.reduction, [unreduced, *map(reduced, reductions)], dual
         )
+        row = jnp.broadcast_to(result[:, None], shape).reshape(-1)
+        # The query's stage comes last and writes, where nothing reads any more, a work register.
+        value = document.value.at[_FIRST_DOCUMENT_RESULT + k].set(row)
+        own = Dual(dual.value[:, 0], dual.tangent[:, :, 0])
+        return document._replace(value=value), (own, weights * dual.tangent)
 
-    return lax.scan(stage, document, program.document)[1]
-
-
-def _query_stage(program: Programs, tile: _Tile, values: Array) -> Dual:
-    """The loss of each query, f32[queries], and its slopes by the document stages' results."""
-    leaves = jnp.stack([tile.size, tile.max_dcg])
-    value = jnp.concatenate([leaves, values, jnp.zeros((WORK_REGISTERS, values.shape[1]))])
-    tangent = jnp.zeros((value.shape[0], MAX_DOCUMENT_STAGES, values.shape[1]))
-    for k in range(MAX_DOCUMENT_STAGES):
-        tangent = tangent.at[len(leaves) + k, k].set(1.0)
-    segment = jax.tree.map(lambda x: x[0], program.query)
-    loss = _run(segment, _Registers(value, tangent)).read(segment.result)
-    return Dual(_finite(loss.value), _finite(loss.tangent))
+    numbered = (jnp.arange(MAX_DOCUMENT_STAGES + 1), program.document)
+    _, (values, slopes) = lax.scan(stage, document, numbered)
+    loss = Dual(_finite(values.value[-1]), values.tangent[-1, :MAX_DOCUMENT_STAGES])
+    return loss, slopes[:-1]
 
 
 def _through_pairs(
@@ -392,14 +392,16 @@ def _loss_and_gradient(
     scores = jnp.where(tile.mask, scores, 0.0)
     document = _document_registers(program, tile, scores)
     pair, document, counts = _pair_stages(program, tile, pair, document)
-    values, slopes = _document_stages(program, tile, document, counts)
-    loss = _query_stage(program, tile, values)
+    loss, slopes = _document_stages(program, tile, document, counts)
     # Chain rule, backwards: query -> document stages -> scores and pair stages -> scores.
     by_document = jnp.sum(loss.tangent[:, None, :, None] * slopes, 0)
-    gradient = by_document[0]
-    for k in range(MAX_PAIR_STAGES):
-        segment = jax.tree.map(lambda x, k=k: x[k], program.pair)
-        gradient = _through_pairs(tile, segment, pair, by_document[1 + k], gradient)
+
+    def through_pairs(gradient: Array, inputs: tuple[Segments, Array]) -> tuple[Array, None]:
+        segment, cotangent = inputs
+        return _through_pairs(tile, segment, pair, cotangent, gradient), None
+
+    stages = (program.pair, by_document[1 : 1 + MAX_PAIR_STAGES])
+    gradient, _ = lax.scan(through_pairs, by_document[0], stages)
     return pair, (loss.value, jnp.where(tile.mask, _finite(gradient), 0.0))
 
 

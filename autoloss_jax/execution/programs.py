@@ -44,13 +44,16 @@ PAIR_LEAVES: tuple[str, ...] = (
 OPCODES: tuple[str, ...] = (*OPERATORS, CONSTANT, *PAIR_LEAVES)
 """What an instruction does; a constant's number stands beside its code."""
 
-_DOCUMENT_LEAVES = ("s_i", "y_i", "gain_i", "rank_i", "discount_i", "n", "max_dcg")
 DOCUMENT_LEAVES: tuple[str, ...] = (
-    *_DOCUMENT_LEAVES, *(f"pair stage {k}" for k in range(MAX_PAIR_STAGES)),
+    "s_i", "y_i", "gain_i", "rank_i", "discount_i", "n", "max_dcg",
+    *(f"pair stage {k}" for k in range(MAX_PAIR_STAGES)),
+    *(f"document stage {k}" for k in range(MAX_DOCUMENT_STAGES)),
 )  # fmt: skip
+"""What lies ready in the registers of document segments and of the query segment."""
 QUERY_LEAVES: tuple[str, ...] = (
     "n", "max_dcg", *(f"document stage {k}" for k in range(MAX_DOCUMENT_STAGES)),
 )  # fmt: skip
+
 WORK_REGISTERS = 6
 PAIR_WORK_REGISTERS = WORK_REGISTERS + MAX_PAIR_STAGES - 1
 """Pair stage k leaves its result in work register k, where later stages do not write."""
@@ -70,7 +73,6 @@ DOCUMENT_CONDITIONS: tuple[str | None, ...] = (None, "y_i > 0", "y_i == 0")
 
 MAX_PAIR_INSTRUCTIONS = 40
 MAX_DOCUMENT_INSTRUCTIONS = 48
-MAX_QUERY_INSTRUCTIONS = 24
 
 
 class Segments(NamedTuple):
@@ -88,8 +90,7 @@ class Programs(NamedTuple):
     """Encoded losses, a pytree of arrays whose first axis is the candidate."""
 
     pair: Segments
-    document: Segments
-    query: Segments
+    document: Segments  # the last segment is the query's: it computes the loss, and is not reduced
     uses_ranks: Array  # bool[candidates]
 
     @property
@@ -106,8 +107,10 @@ def _codes(conditions: tuple[str | None, ...]) -> dict[Expression | None, int]:
 _PAIR_CODES = _codes(PAIR_CONDITIONS)
 _DOCUMENT_CODES = _codes(DOCUMENT_CONDITIONS)
 _PAIR_LOADS = {parse_expression(text): text for text in PAIR_LEAVES}
-_DOCUMENT_REGISTERS = {leaf(name): k for k, name in enumerate(DOCUMENT_LEAVES)}
-_QUERY_REGISTERS = {leaf(name): k for k, name in enumerate(QUERY_LEAVES)}
+_QUERY_REGISTERS = {leaf(name): DOCUMENT_LEAVES.index(name) for name in QUERY_LEAVES}
+_DOCUMENT_REGISTERS = {
+    leaf(name): k for k, name in enumerate(DOCUMENT_LEAVES[:-MAX_DOCUMENT_STAGES])
+}
 
 
 @dataclass
@@ -118,7 +121,7 @@ class _Segment:
     leaves: dict[Expression, int]  # the registers of those that lie ready
     loads: dict[Expression, str]  # the instructions that load the others
     capacity: int
-    first_register: int = 0
+    first_register: int  # of its work space
     reduction: int = 0
     where: int = 0
     result: int = 0
@@ -153,10 +156,10 @@ class _Segment:
         left, right = node.args
         if self._need(right) > self._need(left):
             b = self._write(right, free)
-            a = self._write(left, free[1:] if b >= len(self.leaves) else free)
+            a = self._write(left, free[1:] if b == free[0] else free)
         else:
             a = self._write(left, free)
-            b = self._write(right, free[1:] if a >= len(self.leaves) else free)
+            b = self._write(right, free[1:] if a == free[0] else free)
         return self._emit(node.op, free[0], a, b)
 
     def _need(self, node: Expression) -> int:
@@ -169,9 +172,8 @@ class _Segment:
         return max((need + k for k, need in enumerate(needs)), default=1) or 1
 
     def _emit(self, op: str, target: int, a: int = 0, b: int = 0, value: float = 0.0) -> int:
-        register = len(self.leaves) + target
-        self._append((OPCODES.index(op), a, b, register), value)
-        return register
+        self._append((OPCODES.index(op), a, b, target), value)
+        return target
 
     def _append(self, instruction: tuple[int, int, int, int], value: float) -> None:
         if len(self.code) == self.capacity:
@@ -183,8 +185,8 @@ class _Segment:
         self.constant.append(value)
 
 
-def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segment]:
-    """The pair, document and query segments of one loss."""
+def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment]]:
+    """The pair segments of one loss, and the document segments with the query's in last place."""
     pairs: list[_Segment] = []
     documents: list[_Segment] = []
 
@@ -212,7 +214,7 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segm
             raise AutolossError(
                 f"more than {MAX_DOCUMENT_STAGES} reductions over documents; at '{node}'"
             )
-        segment = _Segment("document", _DOCUMENT_REGISTERS, {}, MAX_DOCUMENT_INSTRUCTIONS)
+        segment = _document_segment("document", _DOCUMENT_REGISTERS)
         if node.op in ("sum_ij", "mean_ij"):
             if node.where is not None and simplify(node.where) not in _PAIR_CODES:
                 node = swap_indices(node)  # Both indices are bound: either may be called i.
@@ -229,9 +231,14 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment], _Segm
         documents.append(segment)
         return leaf(f"document stage {len(documents) - 1}")
 
-    query = _Segment("query", _QUERY_REGISTERS, {}, MAX_QUERY_INSTRUCTIONS)
+    query = _document_segment("query", _QUERY_REGISTERS)
     query.write(lift_documents(loss))
-    return pairs, documents, query
+    absent = [_document_segment("document", {})] * (MAX_DOCUMENT_STAGES - len(documents))
+    return pairs, [*documents, *absent, query]
+
+
+def _document_segment(level: str, leaves: dict[Expression, int]) -> _Segment:
+    return _Segment(level, leaves, {}, MAX_DOCUMENT_INSTRUCTIONS, len(DOCUMENT_LEAVES))
 
 
 def _condition(
@@ -286,8 +293,9 @@ def encode(expressions: Sequence[Expression | str]) -> Programs:
     ranks = ("rank_i", "rank_j", "discount_i", "discount_j")
     return Programs(
         pair=_stack([e[0] for e in encoded], MAX_PAIR_STAGES, MAX_PAIR_INSTRUCTIONS),
-        document=_stack([e[1] for e in encoded], MAX_DOCUMENT_STAGES, MAX_DOCUMENT_INSTRUCTIONS),
-        query=_stack([[e[2]] for e in encoded], 1, MAX_QUERY_INSTRUCTIONS),
+        document=_stack(
+            [e[1] for e in encoded], MAX_DOCUMENT_STAGES + 1, MAX_DOCUMENT_INSTRUCTIONS
+        ),
         uses_ranks=jnp.asarray([loss.uses(*ranks) for loss in losses], bool),
     )
 
@@ -347,4 +355,4 @@ def _decode_one(program: Programs) -> Expression:
                 continue
         condition = where(DOCUMENT_CONDITIONS, int(program.document.where[k]))
         leaves[f"document stage {k}"] = apply(reduction, lower(node), where=condition)
-    return lower(body(program.query, 0, _QUERY_REGISTERS))
+    return lower(body(program.document, MAX_DOCUMENT_STAGES, _QUERY_REGISTERS))
