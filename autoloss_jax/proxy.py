@@ -25,6 +25,7 @@ from autoloss_jax.data import (
     draw_batches,
     held_out_rows,
 )
+from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.training import (
@@ -66,6 +67,25 @@ class ProxyConfig:
     metric_cutoff: int = 10
     max_buckets: int = 3
 
+    def check(self) -> None:
+        """Raises AutolossError for a setting out of range, naming it."""
+        for name, least in (
+            ("folds", 2), ("queries_per_step", 1), ("rung_steps", 1), ("metric_cutoff", 1),
+            ("max_buckets", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise AutolossError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if not 0 < self.learning_rate < np.inf:
+            raise AutolossError(
+                f"learning_rate is {self.learning_rate}, expected a positive number"
+            )
+        if not 0 < self.keep <= 1:
+            raise AutolossError(f"keep is {self.keep}, expected above 0 and up to 1")
+        if not self.rungs or min(self.rungs) < 1:
+            raise AutolossError(
+                f"rungs is {self.rungs}, expected one or more block counts of at least 1"
+            )
+
 
 class Outcome(NamedTuple):
     """What became of one candidate."""
@@ -94,7 +114,9 @@ class ProxyTraining:
         capacity: int, seed: int,
     ) -> None:  # fmt: skip
         """`capacity`: the most candidates of a round, the reference not counted."""
+        config.check()
         self.config = config
+        self.capacity = capacity
         self.reference = reference
         self.mesh = candidates_mesh()
         self.slots = padded_count(capacity + 1, self.mesh)
@@ -132,7 +154,14 @@ class ProxyTraining:
           seed: of the weights and of the batches.
           start: models [replicates, 1] to start from; fresh ones by default.
           halving: whether only the better share passes each rung.
+
+        Raises:
+          AutolossError: more candidates than the capacity; the reference turned non-finite.
         """
+        if len(candidates) > self.capacity:
+            raise AutolossError(
+                f"{len(candidates)} candidates, expected at most the capacity of {self.capacity}"
+            )
         runs = [self.reference, *candidates]  # 0 is the reference
         start = self.fresh(seed) if start is None else start
         states = spread_runs(self.mesh, start, np.zeros(self.slots, int))
@@ -151,6 +180,12 @@ class ProxyTraining:
             steps += blocks * self.config.rung_steps
             values = np.asarray(values, np.float64)[:, self._counted]
             reference_values[steps] = values[at[0]]
+            if not np.isfinite(reference_values[steps]).all():
+                raise AutolossError(
+                    f"the model trained under the reference loss {self.reference} turned "
+                    f"non-finite within {steps} steps, so no reward can be measured; expected a "
+                    f"learning rate it can be trained with, got {self.config.learning_rate}"
+                )
             found |= {run: (values[slot], steps) for run, slot in at.items()}
             if halving and rung + 1 < len(self.config.rungs):
                 kept = self._survivors({run: found[run][0].mean() for run in at})

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from autoloss_jax.data import Queries
+from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.interpreter import losses_and_gradients
 from autoloss_jax.execution.programs import Programs, encode
 from autoloss_jax.language.expressions import Expression
@@ -63,7 +64,10 @@ def make_probe(queries: Queries, seed: int) -> Probe:
       AutolossError: no query has a relevant document.
     """
     generator = np.random.default_rng([seed, 1])
-    chosen = generator.choice(np.flatnonzero(queries.has_relevant()), _QUERIES)
+    relevant = np.flatnonzero(queries.has_relevant())
+    if not relevant.size:
+        raise AutolossError("no query has a relevant document, expected at least one to probe with")
+    chosen = generator.choice(relevant, _QUERIES)
     shape = (_QUERIES, _LENGTH)
     labels, others, mask = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
     for row, query in enumerate(chosen):
@@ -145,7 +149,7 @@ class Directions:
         self._rows.append(direction)
 
     def find(self, direction: np.ndarray) -> str | None:
-        """The first known loss that points the same way."""
+        """The name of the known loss that points the same way, None if there is none."""
         if not self._rows:
             return None
         cosines = np.stack(self._rows) @ direction

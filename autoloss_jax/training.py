@@ -94,7 +94,9 @@ class RankerTraining:
         update, optimizer = optax.scale_by_adam().update(gradient, state.optimizer)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
 
-        finite = jnp.isfinite(norm) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(s)) for s in scores]))
+        finite = jnp.isfinite(norm)
+        for s, part in zip(scores, batch, strict=True):
+            finite &= _all_finite(s, part.mask)
         moves = state.alive & finite & (norm > 0)
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(moves, new, old),
@@ -120,14 +122,23 @@ class RankerTraining:
         return lax.scan(step, state, plan)[0]
 
     def evaluate(self, state: RunState, evaluation: Evaluation) -> Array:
-        """f32[queries]: NDCG@k of every query; 0 where undefined or not valid, NaN if not alive."""
-        values = []
+        """f32[queries]: NDCG@k of every query, 0 where undefined or not valid.
+
+        NaN for a run that is not alive, or that its last update made non-finite.
+        """
+        values, finite = [], state.alive
         for bucket, rows, valid in zip(*evaluation, strict=True):
             part = _take(bucket, rows, valid)
             scores = self.model.apply(state.params, part.features, part.mask)
             ndcg, _ = ndcg_per_query(scores, part.labels, where=part.mask, k=self.metric_cutoff)
             values.append(ndcg)
-        return jnp.where(state.alive, jnp.concatenate(values), jnp.nan)
+            finite &= _all_finite(scores, part.mask)
+        return jnp.where(finite, jnp.concatenate(values), jnp.nan)
+
+
+def _all_finite(scores: Array, mask: Array) -> Array:
+    """bool[]: whether every real document has a finite score; a model may give padding any."""
+    return jnp.all(jnp.isfinite(scores) | ~mask)
 
 
 def _take(bucket: ListBatch, rows: Array, valid: Array) -> ListBatch:
