@@ -15,12 +15,12 @@ import numpy as np
 from absl import logging
 
 from autoloss_jax import canaries
+from autoloss_jax.candidates import Candidates, Judgement
 from autoloss_jax.data import Dataset, Queries, scale_fold
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import read_json, write_json
 from autoloss_jax.language.expressions import Expression
-from autoloss_jax.language.grammar import depends_on_data, from_tokens
+from autoloss_jax.language.grammar import from_tokens
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import resolve_loss
@@ -29,7 +29,7 @@ from autoloss_jax.models import make_model
 from autoloss_jax.proposers import make_proposer
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
 from autoloss_jax.runs import RunFolder
-from autoloss_jax.screening import Directions, make_probe, screen
+from autoloss_jax.screening import make_probe
 from autoloss_jax.training import RunState
 
 SCHEDULES = ("from_scratch", "alternating")
@@ -111,13 +111,6 @@ class Progress(NamedTuple):
     metrics: dict[str, float]
 
 
-class _Known(NamedTuple):
-    """What became of a formula."""
-
-    reward: float
-    reason: str
-
-
 def search(
     dataset: Dataset,
     config: SearchConfig | None = None,
@@ -193,12 +186,10 @@ class _Search:
         self.proxy = ProxyTraining(
             queries, model, self.reference, config.proxy, config.proposals, config.seed
         )
-        self.probe = make_probe(queries, config.seed)
         self.proposer = make_proposer(config.proposer, max_tokens=config.max_tokens)
         self.proposer_state = self.proposer.init(config.seed)
         self.rounds = 0
-        self.known: dict[Expression, _Known] = {}
-        self.directions = Directions()
+        self.candidates = Candidates(make_probe(queries, config.seed))
         self.records: list[dict[str, Any]] = []
         # The models of the alternating schedule, how good they are, and how many came before.
         self.models: RunState | None = None
@@ -213,50 +204,24 @@ class _Search:
     # --- one round ---
 
     def round(self) -> Progress:
-        """Proposes, screens, trains and rewards one batch of losses, and records it."""
+        """Proposes, judges, trains and rewards one batch of losses, and records it."""
         started = time.monotonic()
         proposer_state, tokens = self.proposer.propose(self.proposer_state, self.config.proposals)
         losses = [simplify(from_tokens(row)) for row in tokens]
-        fresh, records = self._sort(losses)
-        result = self._train(fresh) if fresh else None
+        judged = self.candidates.judge(losses)
+        fresh = [loss for loss, judgement in judged.items() if not judgement.status]
+        outcomes = self._train(fresh).outcomes if fresh else []
         seconds = time.monotonic() - started
-        if result is not None:
-            for loss, outcome in zip(fresh, result.outcomes, strict=True):
-                self.known[loss] = _Known(outcome.reward, "")
-                records[loss] |= _trained(outcome, seconds / len(fresh))
-        rewards = np.array([self._reward(loss, records) for loss in losses])
+        trained = {
+            loss: _trained(outcome, seconds / len(fresh))
+            for loss, outcome in zip(fresh, outcomes, strict=True)
+        }
+        self.candidates.learn({loss: o.reward for loss, o in zip(fresh, outcomes, strict=True)})
+        self.candidates.share(judged)
+        rewards = np.array([self.candidates.reward(loss) for loss in losses])
         self.proposer_state, metrics = self.proposer.observe(proposer_state, tokens, rewards)
-        self._record([self._entry(loss, records) for loss in losses])
+        self._record(losses, judged, trained)
         return self._progress(metrics, seconds)
-
-    def _sort(self, losses: Sequence[Expression]) -> tuple[list[Expression], dict]:
-        """The losses worth training, and a draft record of every different one."""
-        drafts: dict[Expression, dict[str, Any]] = {}
-        new: list[Expression] = []
-        for loss in losses:
-            if loss in drafts:
-                continue
-            if loss in self.known:
-                drafts[loss] = {"status": "duplicate", "reason": "seen before"}
-                continue
-            reason = _refusal(loss)
-            drafts[loss] = {"status": "rejected" if reason else "", "reason": reason}
-            if reason:
-                self.known[loss] = _Known(-np.inf, reason)
-            else:
-                new.append(loss)
-        fresh = []
-        for loss, verdict in zip(new, screen(new, self.probe), strict=True):
-            twin = None if verdict.reason else self.directions.find(verdict.direction)
-            if verdict.reason:
-                drafts[loss] = {"status": "rejected", "reason": verdict.reason}
-                self.known[loss] = _Known(-np.inf, verdict.reason)
-            elif twin is not None:
-                drafts[loss] = {"status": "duplicate", "reason": f"same gradient as {twin}"}
-            else:
-                self.directions.add(str(loss), verdict.direction)
-                fresh.append(loss)
-        return fresh, drafts
 
     def _train(self, fresh: list[Expression]) -> ProxyRound:
         """Trains a round's losses, from where the schedule says."""
@@ -277,35 +242,30 @@ class _Search:
                 self.lifetime += 1
         return result
 
-    def _reward(self, loss: Expression, records: dict) -> float:
-        return self._resolve(loss, records).reward
-
-    def _resolve(self, loss: Expression, records: dict) -> _Known:
-        """What is known of a loss, or of the one whose gradient it shares."""
-        if loss not in self.known:
-            twin = parse(records[loss]["reason"].removeprefix("same gradient as "))
-            self.known[loss] = self.known[twin]._replace(reason=records[loss]["reason"])
-        return self.known[loss]
-
-    def _entry(self, loss: Expression, records: dict) -> dict[str, Any]:
-        """The record of one proposal; a formula proposed twice in a round is a duplicate."""
-        draft = records[loss]
-        records[loss] = {"status": "duplicate", "reason": "seen before"}
-        reward = self.known[loss].reward
-        return {
-            "index": len(self.records),
-            "round": self.rounds,
-            "formula": str(loss),
-            "reward": reward if np.isfinite(reward) else None,
-            "reward_se": None,
-            "ndcg": None,
-            "steps": 0,
-            "seconds": 0.0,
-        } | draft
-
-    def _record(self, entries: list[dict[str, Any]]) -> None:
-        for index, entry in enumerate(entries, len(self.records)):
-            entry["index"] = index
+    def _record(
+        self,
+        losses: Sequence[Expression],
+        judged: dict[Expression, Judgement],
+        trained: dict[Expression, dict[str, Any]],
+    ) -> None:
+        """Writes the ledger's records of a round, one a proposal, and a checkpoint."""
+        entries = []
+        for index, loss in enumerate(losses, len(self.records)):
+            reward = self.candidates.reward(loss)
+            entry = {
+                "index": index,
+                "round": self.rounds,
+                "formula": str(loss),
+                **judged[loss]._asdict(),
+                "reward": reward if np.isfinite(reward) else None,
+                "reward_se": None,
+                "ndcg": None,
+                "steps": 0,
+                "seconds": 0.0,
+            }
+            # The same formula again, in the same round, is a duplicate of the first.
+            entries.append(entry | trained.pop(loss, {}))
+            judged[loss] = Judgement("duplicate", "seen before")
         self.records += entries
         self.rounds += 1
         if self.folder is not None:
@@ -314,7 +274,7 @@ class _Search:
 
     def _progress(self, metrics: dict[str, float], seconds: float) -> Progress:
         full = [r for r in self.records if r["status"] == "trained"]
-        best = max(full, key=_confident, default={"formula": "", "reward": -np.inf})
+        best: dict[str, Any] = max(full, key=_confident, default={"formula": "", "reward": -np.inf})
         counts = {s: sum(r["status"] == s and r["round"] == self.rounds - 1 for r in self.records)
                   for s in ("trained", "duplicate", "rejected", "failed")}  # fmt: skip
         return Progress(
@@ -349,14 +309,7 @@ class _Search:
         self.proposer_state = state["proposer"]
         self.models = jax.tree.map(jnp.asarray, state["models"]) if state["has_models"] else None
         self.models_ndcg, self.lifetime = float(state["models_ndcg"]), int(state["lifetime"])
-        for record in self.records:
-            reward = -np.inf if record["reward"] is None else record["reward"]
-            self.known.setdefault(parse(record["formula"]), _Known(reward, record["reason"]))
-        trained = [
-            parse(r["formula"]) for r in self.records if r["status"] in ("trained", "failed")
-        ]
-        for loss, verdict in zip(trained, screen(trained, self.probe), strict=True):
-            self.directions.add(str(loss), verdict.direction)
+        self.candidates.restore(self.records)
         logging.info("resumed after round %d: %d candidates trained", self.rounds, self.trained)
 
     # --- the end ---
@@ -402,7 +355,9 @@ class _Search:
 
     # --- canaries ---
 
-    def _metric(self, scores: jax.Array, labels: jax.Array, *, where: jax.Array):
+    def _metric(
+        self, scores: jax.Array, labels: jax.Array, *, where: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         return ndcg_per_query(scores, labels, where=where, k=self.config.proxy.metric_cutoff)
 
     def check_metric(self) -> None:
@@ -414,23 +369,12 @@ class _Search:
         params = jax.tree.map(lambda x: x[0, 0], reference.params)
 
         def score(features: jax.Array, mask: jax.Array) -> jax.Array:
-            return self.proxy.training.model.apply(params, features, mask)
+            return jnp.asarray(self.proxy.training.model.apply(params, features, mask))
 
         canaries.check_document_order(self._metric, score, self.proxy.batches)
         canaries.check_permuted_labels(self._metric, score, self.proxy.batches)
         self.canaries_passed = True
         logging.info("canaries passed: constant scores, document order, permuted labels")
-
-
-def _refusal(loss: Expression) -> str:
-    """Why a formula is refused unseen, "" if it is not."""
-    if not depends_on_data(loss):
-        return "it does not depend on both scores and labels"
-    try:
-        encode([loss])
-    except AutolossError as error:
-        return str(error)
-    return ""
 
 
 def _confident(record: dict[str, Any]) -> float:

@@ -108,7 +108,7 @@ def _finite(x: Array) -> Array:
     return jnp.nan_to_num(jnp.clip(x, -LARGE, LARGE))
 
 
-# --- reductions: values f32[..., list], which of them count -> result and its derivative by each ---
+# --- reductions: values f32[..., list] and which count -> result, and its derivative by each ---
 
 
 def _sum(values: Array, selected: Array) -> tuple[Array, Array]:
@@ -184,8 +184,8 @@ class _Tile(NamedTuple):
         return (fulfilled & self.mask[:, :, None] & self.mask[:, None, :]).astype(i.dtype)
 
 
-# What the conditions of PAIR_CONDITIONS say: whether they hold where y_i > y_j, where y_i == y_j and
-# where y_i < y_j; and what a tie asks of the positions.
+# What the conditions of PAIR_CONDITIONS say: whether they hold where y_i > y_j, where y_i == y_j
+# and where y_i < y_j; and what a tie asks of the positions.
 _ANY, _DISTINCT, _NOT_BEFORE = range(3)
 _PAIR_CONDITIONS = (
     (True, True, True, _ANY),
@@ -214,7 +214,7 @@ _TANGENTS = max(1 + MAX_PAIR_STAGES, MAX_DOCUMENT_STAGES)
 def _pair_workspace(tile_size: int, length: int) -> _Registers:
     """Pair registers, flat, which the compiler vectorises best; one tangent, by s_i - s_j.
 
-    Handed on from candidate to candidate and from tile to tile: whatever is read was written before.
+    Handed on from candidate to candidate and from tile to tile: what is read was written before.
     """
     empty = jnp.zeros((PAIR_WORK_REGISTERS, tile_size * length**2))
     return _Registers(empty, empty[:, None])

@@ -1,0 +1,98 @@
+"""The candidates of a search: what became of every formula that was proposed.
+
+A formula is judged once. Its equals, by canonical form or by the direction of their gradient, share
+its reward; formulas that cannot be a useful loss are refused before any model is trained.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.programs import encode
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.language.grammar import depends_on_data
+from autoloss_jax.language.parsing import parse
+from autoloss_jax.screening import Directions, Probe, screen
+
+
+class Judgement(NamedTuple):
+    """What became of a proposed loss, in the ledger's words; "" is one yet to be trained."""
+
+    status: str
+    reason: str
+
+
+class Candidates:
+    """Every formula proposed so far, with its reward: -inf for one rejected or failed."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._rewards: dict[Expression, float] = {}
+        self._directions = Directions()
+
+    def judge(self, losses: Sequence[Expression]) -> dict[Expression, Judgement]:
+        """Judges canonical losses; those without a status are to be trained and then learned."""
+        judged: dict[Expression, Judgement] = {}
+        new: list[Expression] = []
+        for loss in dict.fromkeys(losses):
+            if loss in self._rewards:
+                judged[loss] = Judgement("duplicate", "seen before")
+                continue
+            reason = _refusal(loss)
+            judged[loss] = Judgement("rejected" if reason else "", reason)
+            if not reason:
+                new.append(loss)
+        for loss, verdict in zip(new, screen(new, self._probe), strict=True):
+            twin = None if verdict.reason else self._directions.find(verdict.direction)
+            if verdict.reason:
+                judged[loss] = Judgement("rejected", verdict.reason)
+            elif twin is not None:
+                judged[loss] = Judgement("duplicate", _SAME + twin)
+            else:
+                self._directions.add(str(loss), verdict.direction)
+        for loss, judgement in judged.items():
+            if judgement.status == "rejected":
+                self._rewards[loss] = -np.inf
+        return judged
+
+    def learn(self, rewards: Mapping[Expression, float]) -> None:
+        """Takes the rewards of trained losses."""
+        self._rewards |= rewards
+
+    def share(self, judged: Mapping[Expression, Judgement]) -> None:
+        """Gives those of the same gradient the reward of the loss they equal."""
+        for loss, judgement in judged.items():
+            if judgement.reason.startswith(_SAME):
+                twin = parse(judgement.reason.removeprefix(_SAME))
+                self._rewards[loss] = self._rewards[twin]
+
+    def reward(self, loss: Expression) -> float:
+        """The reward of a loss that was judged and, if it had to be, learned."""
+        return self._rewards[loss]
+
+    def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Knows again what a ledger's records say."""
+        trained = []
+        for record in records:
+            loss = parse(record["formula"])
+            self._rewards[loss] = -np.inf if record["reward"] is None else record["reward"]
+            if record["status"] in ("trained", "failed"):
+                trained.append(loss)
+        for loss, verdict in zip(trained, screen(trained, self._probe), strict=True):
+            self._directions.add(str(loss), verdict.direction)
+
+
+_SAME = "same gradient as "
+
+
+def _refusal(loss: Expression) -> str:
+    """Why a formula is refused unseen, "" if it is not."""
+    if not depends_on_data(loss):
+        return "it does not depend on both scores and labels"
+    try:
+        encode([loss])
+    except AutolossError as error:
+        return str(error)
+    return ""
