@@ -7,7 +7,7 @@ import numpy as np
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.expressions import Expression
-from autoloss_jax.statistics import bootstrap_interval, effect_size, holm, randomisation_p_value
+from autoloss_jax.statistics import bootstrap_intervals, effect_size, holm, randomisation_p_value
 
 SIGNIFICANT = 0.05
 
@@ -62,36 +62,28 @@ def compare(
         raise AutolossError("no hand-designed loss could be trained: every run turned non-finite")
     # The hand-designed loss that validation queries choose is the one a user would have taken.
     best_hand = max(hand, key=lambda k: validation[k])
-    rows = []
-    for k in worked:
-        differences = values[k][metric] - values[best_hand][metric]
-        rows.append({
+    rows = _rows([values[k] for k in worked], worked.index(best_hand), metric, seed)
+    for k, row in zip(worked, rows, strict=True):
+        row |= {
             "name": losses[k].name,
             "formula": str(losses[k].expression),
             "kind": losses[k].kind,
             "learning_rate": [fold[k].learning_rate for fold in folds],
             "steps": [fold[k].steps for fold in folds],
             "validation": validation[k],
-            "test": {name: bootstrap_interval(v, seed)._asdict()
-                     for name, v in values[k].items()},
-            "difference": bootstrap_interval(differences, seed)._asdict(),
-            "effect_size": effect_size(differences),
-            "p_value": 1.0 if k == best_hand else randomisation_p_value(differences, seed),
-        })  # fmt: skip
-    _correct(rows)
-    failed = [losses[k].name for k in range(len(losses)) if k not in worked]
-    queries = sum(len(flags[metric]) for flags in defined)
-    empty_queries = sum(int((~flags[metric]).sum()) for flags in defined)
+        }
     best_name = losses[best_hand].name
+    _correct(rows, best_name)
+    failed = [c for k, c in enumerate(losses) if k not in worked]
     return {
         "rows": sorted(rows, key=lambda row: -row["test"][metric]["mean"]),
-        "verdict": _verdict(rows, best_name, metric),
+        "verdict": _verdict(rows, best_name, metric, any(c.kind == "found" for c in failed)),
         "metric": metric,
         "best_hand_designed": best_name,
         "empty": empty,
-        "queries": queries,
-        "empty_queries": empty_queries,
-        "failed": failed,
+        "queries": sum(len(flags[metric]) for flags in defined),
+        "empty_queries": sum(int((~flags[metric]).sum()) for flags in defined),
+        "failed": [c.name for c in failed],
     }
 
 
@@ -102,23 +94,44 @@ def _counted(values: np.ndarray, defined: np.ndarray, empty: str) -> np.ndarray:
     return np.where(defined, values, 1.0 if empty == "one" else 0.0)
 
 
-def _correct(rows: list[dict[str, Any]]) -> None:
-    """Corrects the p-values of either kind for their number."""
+def _rows(
+    values: Sequence[dict[str, np.ndarray]], best: int, metric: str, seed: int
+) -> list[dict[str, Any]]:
+    """The figures of each loss, by metric f64[queries] each, and their comparison with the best."""
+    rows: list[dict[str, Any]] = [{"test": {}} for _ in values]
+    for name in values[0]:
+        figures = np.stack([of_loss[name] for of_loss in values])
+        for row, interval in zip(rows, bootstrap_intervals(figures, seed), strict=True):
+            row["test"][name] = interval._asdict()
+    figures = np.stack([of_loss[metric] for of_loss in values])
+    differences = figures - figures[best]
+    for k, interval in enumerate(bootstrap_intervals(differences, seed)):
+        rows[k] |= {
+            "difference": interval._asdict(),
+            "effect_size": effect_size(differences[k]),
+            "p_value": 1.0 if k == best else randomisation_p_value(differences[k], seed),
+        }
+    return rows
+
+
+def _correct(rows: list[dict[str, Any]], best_hand: str) -> None:
+    """Corrects the p-values of either kind for their number, the best's with itself not counted."""
     for kind in ("found", "hand_designed"):
-        group = [row for row in rows if row["kind"] == kind]
+        group = [row for row in rows if row["kind"] == kind and row["name"] != best_hand]
         corrected = holm(np.array([row["p_value"] for row in group]))
         for row, p_value in zip(group, corrected, strict=True):
             row["p_value_corrected"] = float(p_value)
+    for row in rows:
+        row.setdefault("p_value_corrected", 1.0)
 
 
-def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str) -> str:
+def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_failed: bool) -> str:
     """One honest sentence on whether a found loss is better than the hand-designed ones."""
     found = [row for row in rows if row["kind"] == "found"]
     against = f"{best_hand}, the hand-designed loss that validation chooses"
     if not found:
-        return (
-            f"No found loss was tested; of the hand-designed ones validation chooses {best_hand}."
-        )
+        outcome = "could be trained" if found_failed else "was tested"
+        return f"No found loss {outcome}; of the hand-designed ones validation chooses {best_hand}."
     chosen = max(found, key=lambda row: row["validation"])
     mean, low, high = (chosen["difference"][key] for key in ("mean", "ci_low", "ci_high"))
     figures = (

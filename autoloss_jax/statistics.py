@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 10_000
+_TOGETHER = 100
 CONFIDENCE = 0.95
 
 
@@ -16,23 +17,30 @@ class Interval(NamedTuple):
     ci_high: float
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean of per-query values with its 95 % percentile bootstrap interval.
+def bootstrap_intervals(values: np.ndarray, seed: int = 0) -> list[Interval]:
+    """Means of per-query values with their 95 % percentile bootstrap intervals (Efron, 1979).
 
     Args:
-      values: f64[queries], at least one.
+      values: f64[rows, queries], at least one query. All rows share their resamples.
       seed: of the resampling.
     """
     generator = np.random.default_rng([seed, 2])
-    size = len(values)
-    # A resample is how often each query was drawn; in parts, to bound the memory.
-    means = np.concatenate(
-        [generator.multinomial(size, np.full(size, 1 / size), RESAMPLES // 10) @ values / size
-         for _ in range(10)]
-    )  # fmt: skip
+    size = values.shape[1]
+    means = np.empty((RESAMPLES, len(values)))
+    for start in range(0, RESAMPLES, _TOGETHER):  # in parts, to bound the memory
+        # A resample is how often each query was drawn.
+        drawn = generator.integers(0, size, (_TOGETHER, size))
+        drawn += size * np.arange(_TOGETHER)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=_TOGETHER * size).reshape(_TOGETHER, size)
+        means[start : start + _TOGETHER] = counts @ values.T / size
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(float(values.mean()), float(low), float(high))
+    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+    return [Interval(*map(float, row)) for row in zip(values.mean(1), low, high, strict=True)]
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """The interval of one row, f64[queries]."""
+    return bootstrap_intervals(values[None], seed)[0]
 
 
 def randomisation_p_value(differences: np.ndarray, seed: int = 0) -> float:
@@ -43,8 +51,8 @@ def randomisation_p_value(differences: np.ndarray, seed: int = 0) -> float:
       seed: of the flips.
 
     Returns:
-      The share of sign assignments whose mean is at least as large, the given one counted, so it is
-      never 0.
+      The share of sign assignments whose mean is at least as large, the given one counted, so that
+      it is never 0.
     """
     generator = np.random.default_rng([seed, 3])
     observed = abs(differences.mean())
@@ -72,5 +80,6 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 def effect_size(differences: np.ndarray) -> float:
     """Cohen's d of paired differences: mean over standard deviation; 0 without any spread."""
-    deviation = differences.std(ddof=1) if len(differences) > 1 else 0.0
-    return float(differences.mean() / deviation) if deviation > 0 else 0.0
+    if differences.min() == differences.max():  # then the deviation is 0 up to rounding
+        return 0.0
+    return float(differences.mean() / differences.std(ddof=1))
