@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy import stats
 
 from autoloss_jax.data import ListBatch
 from autoloss_jax.errors import AutolossError
@@ -18,7 +19,11 @@ ScoreFn = Callable[[Array, Array], Array]
 """A trained model: features [queries, list, features] and mask to scores [queries, list]."""
 
 TOLERANCE = 1e-4
-STANDARD_ERRORS = 5.0
+"""Differences up to this are rounding."""
+FALSE_ALARMS = 1e-6
+"""How often chance alone may fail a canary that compares means."""
+
+_REPEATS = 10  # random orders, or permutations of the labels: so many draws of every query
 
 
 class CanaryError(AutolossError):
@@ -31,38 +36,53 @@ def check_constant_scores(metric: MetricPerQuery, batches: Sequence[ListBatch]) 
     A metric that breaks ties by input order fails where documents are sorted by label.
 
     Raises:
-      CanaryError: it gets more, or less, beyond `STANDARD_ERRORS` standard errors.
+      CanaryError: it gets more, or less, by more than chance.
     """
-    constant = _values(metric, batches, lambda batch: jnp.zeros(batch.labels.shape))
     generator = np.random.default_rng(0)
-    orders = [
-        _values(
-            metric, batches, lambda b: jnp.asarray(generator.random(b.labels.shape), jnp.float32)
-        )
-        for _ in range(20)
-    ]
-    excess = constant - np.mean(orders, axis=0)
-    _check_mean("a constant scorer", constant.mean(), excess, "a random order")
+
+    def at_random(batch: ListBatch) -> Array:
+        return jnp.asarray(generator.random(batch.labels.shape), jnp.float32)
+
+    constant = _values(metric, batches, lambda batch: jnp.zeros(batch.labels.shape))
+    random = [_values(metric, batches, at_random) for _ in range(_REPEATS)]
+    _check_mean(
+        "a constant scorer", np.tile(constant, _REPEATS), np.concatenate(random), "random orders",
+        "Labels leak into the reward through ties, as when those are broken by document order.",
+    )  # fmt: skip
 
 
 def check_document_order(
     metric: MetricPerQuery, score: ScoreFn, batches: Sequence[ListBatch]
 ) -> None:
-    """Permuting the documents of each query changes no value.
+    """Reversing the documents of each query changes neither their scores nor the metric's value.
+
+    Scores may differ by rounding, which could swap documents that are as good as tied; so the
+    metric is asked about the very same scores in another order.
 
     Raises:
-      CanaryError: a value changed by more than `TOLERANCE`.
+      CanaryError: a score changed by more than `TOLERANCE` of the largest one, or a value of the
+        metric by more than `TOLERANCE`.
     """
-    given = _values(metric, batches, lambda b: score(b.features, b.mask))
-    permuted = [_reversed(batch) for batch in batches]
-    other = _values(metric, permuted, lambda b: score(b.features, b.mask))
-    worst = float(np.max(np.abs(given - other), initial=0.0))
-    if not worst <= TOLERANCE:
-        raise CanaryError(
-            f"canary failed: reversing the documents of each query changed a query's metric by "
-            f"{worst:.4g}; expected no change (at most {TOLERANCE:g} from rounding). The metric or "
-            "the model looks at the order of the documents."
-        )
+    worst_score = worst_value = 0.0
+    for batch in batches:
+        order, other = _reversed(batch)
+        given = np.where(batch.mask, np.asarray(score(batch.features, batch.mask)), 0.0)
+        expected = np.take_along_axis(given, order, 1)
+        scored = np.where(other.mask, np.asarray(score(other.features, other.mask)), 0.0)
+        difference = np.max(np.abs(scored - expected), initial=0.0)
+        largest = np.max(np.abs(given), initial=0.0)
+        worst_score = max(worst_score, float(difference / largest) if largest > 0 else difference)
+        value, _ = metric(jnp.asarray(given), batch.labels, where=batch.mask)
+        moved, _ = metric(jnp.asarray(expected), other.labels, where=other.mask)
+        change = np.abs(np.asarray(value) - np.asarray(moved))
+        worst_value = max(worst_value, float(np.max(change, initial=0.0)))
+    for who, what, worst in (("model", "score", worst_score), ("metric", "value", worst_value)):
+        if not worst <= TOLERANCE:
+            raise CanaryError(
+                f"canary failed: reversing the documents of each query changed a {what} of the "
+                f"{who} by {worst:.4g}; expected no change (at most {TOLERANCE:g} from rounding). "
+                f"The {who} looks at the order of the documents."
+            )
 
 
 def check_permuted_labels(
@@ -70,14 +90,25 @@ def check_permuted_labels(
 ) -> None:
     """Against labels permuted within each query, a trained model is a random ranker.
 
+    Finds a path by which the labels of the evaluation reach the ranking, and a metric that pays for
+    something else than the order, such as how far apart the scores are. It cannot find labels that
+    hide in the features: those stay with their documents, and permuted labels do not match them.
+
     Raises:
-      CanaryError: it is better or worse, beyond `STANDARD_ERRORS` standard errors.
+      CanaryError: it is better or worse, by more than chance.
     """
+    scores = [score(batch.features, batch.mask) for batch in batches]
     generator = np.random.default_rng(0)
-    shuffled = [_with_shuffled_labels(batch, generator) for batch in batches]
-    model = _values(metric, shuffled, lambda b: score(b.features, b.mask))
-    random = _values(metric, shuffled, lambda b: jnp.zeros(b.labels.shape))
-    _check_mean("a trained model against permuted labels", model.mean(), model - random, "chance")
+    model, random = [], []
+    for _ in range(_REPEATS):
+        shuffled = [_with_shuffled_labels(batch, generator) for batch in batches]
+        given = iter(scores)
+        model.append(_values(metric, shuffled, lambda _, given=given: next(given)))
+        random.append(_values(metric, shuffled, lambda batch: jnp.zeros(batch.labels.shape)))
+    _check_mean(
+        "a trained model against permuted labels", np.concatenate(model), np.concatenate(random),
+        "chance", "The labels reach the ranking, or the metric pays for more than the order.",
+    )  # fmt: skip
 
 
 def _values(
@@ -91,22 +122,28 @@ def _values(
     return np.concatenate(values)
 
 
-def _check_mean(who: str, mean: float, excess: np.ndarray, expected: str) -> None:
-    error = excess.std(ddof=1) / np.sqrt(len(excess)) if len(excess) > 1 else np.inf
-    if not abs(excess.mean()) <= STANDARD_ERRORS * error + TOLERANCE:
+def _check_mean(
+    who: str, values: np.ndarray, expected: np.ndarray, name: str, explanation: str
+) -> None:
+    """Compares the means of two samples, f64[repeats * queries], by a paired t-test."""
+    excess = values - expected
+    if len(excess) < 2:  # no query on which the metric is defined
+        return
+    error = excess.std(ddof=1) / np.sqrt(len(excess))
+    most = stats.t.isf(FALSE_ALARMS / 2, len(excess) - 1) * error
+    if not abs(excess.mean()) <= most + TOLERANCE:
         raise CanaryError(
-            f"canary failed: {who} gets {mean:.4f}, {excess.mean():+.4f} against {expected} "
-            f"(standard error {error:.4f}, {len(excess)} queries). Labels leak into the reward: "
-            "through ties broken by document order, or through the features."
+            f"canary failed: {who} gets {values.mean():.4f}, {excess.mean():+.4f} against {name} "
+            f"(standard error {error:.4f}, {len(excess)} values). {explanation}"
         )
 
 
-def _reversed(batch: ListBatch) -> ListBatch:
-    """The documents of each query in reverse order, padding last."""
+def _reversed(batch: ListBatch) -> tuple[np.ndarray, ListBatch]:
+    """The documents of each query in reverse order, padding last, and that order."""
     length = np.asarray(batch.mask).sum(-1, keepdims=True)
     position = np.arange(batch.mask.shape[-1])
     order = np.where(position < length, length - 1 - position, position)
-    return ListBatch(
+    return order, ListBatch(
         np.take_along_axis(np.asarray(batch.features), order[..., None], 1),
         np.take_along_axis(np.asarray(batch.labels), order, 1),
         np.asarray(batch.mask),
