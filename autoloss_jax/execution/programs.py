@@ -216,8 +216,9 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment]]:
             )
         segment = _document_segment("document", _DOCUMENT_REGISTERS)
         if node.op in ("sum_ij", "mean_ij"):
-            if node.where is not None and simplify(node.where) not in _PAIR_CODES:
-                node = swap_indices(node)  # Both indices are bound: either may be called i.
+            swapped = swap_indices(node)  # Both indices are bound: either may be called i.
+            if _holds(swapped.where) and not _holds(node.where):
+                node = swapped
             body, reduction = pair_stage(node, "sum_j"), "sum_i"
             if node.op == "mean_ij":
                 reduction = f"mean_ij of {body}"
@@ -239,6 +240,11 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment]]:
 
 def _document_segment(level: str, leaves: dict[Expression, int]) -> _Segment:
     return _Segment(level, leaves, {}, MAX_DOCUMENT_INSTRUCTIONS, len(DOCUMENT_LEAVES))
+
+
+def _holds(where: Expression | None) -> bool:
+    """Whether a pair stage may have this condition."""
+    return (where and simplify(where)) in _PAIR_CODES
 
 
 def _condition(

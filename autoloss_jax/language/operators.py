@@ -123,8 +123,10 @@ def _divide_partials(a: Array, b: Array) -> tuple[Array, Array]:
     value = divide(a, b)
     defined = jnp.abs(b) > TINY
     inverse = jnp.where(defined, _inside(value) / jnp.where(defined, b, 1.0), 0.0)
-    # In range even where the value's square is not, since 0 times infinity is no derivative.
-    return inverse, jnp.clip(-value * inverse, -LARGE, LARGE)
+    # Never infinite, since 0 times infinity is no derivative; but not cut off at LARGE, since a
+    # tiny divisor often has as tiny a derivative: 1 / sigmoid(x).
+    largest = jnp.finfo(b.dtype).max
+    return inverse, jnp.clip(-value * inverse, -largest, largest)
 
 
 def _multiply_partials(a: Array, b: Array) -> tuple[Array, Array]:

@@ -1,0 +1,354 @@
+"""Tests of the batched path: the exact path's values and gradients, one compile, nothing leaks.
+
+Two float32 computations of an ill-conditioned formula differ by its rounding, however right both
+are (`sum_ij(s_i - s_j, where=y_i != y_j)` is 0, and rounding is all that is left of it). So a
+deviation is a mismatch only if it exceeds 1e-5 of the exact path's gradient, and also ten times
+what rounding may do, measured by the exact path in float64 with every operation's result off by up
+to 2**-23.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution import exact, interpreter
+from autoloss_jax.execution.exact import compile_loss
+from autoloss_jax.execution.interpreter import batched_loss, losses_and_gradients
+from autoloss_jax.execution.programs import DOCUMENT_CONDITIONS, PAIR_CONDITIONS, encode
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.language.grammar import random_expressions
+from autoloss_jax.language.operators import OPERATORS
+from autoloss_jax.language.parsing import parse
+from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+
+GROUP = 25  # candidates a call, so that one compile serves all tests
+RUN = jax.jit(losses_and_gradients)
+VALUE = jax.jit(batched_loss)
+TINY_DEVIATION = 1e-6
+ROUNDINGS = 8
+
+
+class Batch(NamedTuple):
+    scores: jax.Array
+    labels: jax.Array
+    mask: jax.Array
+
+
+@functools.cache
+def padded_batch(largest: float = 1e4, length: int = 64) -> Batch:
+    """Queries of 0 to 64 documents, at any place of the list, of all kinds of scores and labels."""
+    rng = np.random.default_rng(7)
+    # documents, scale of the scores
+    kinds = [
+        (1, 1),
+        (2, 1),
+        (5, 1),
+        (12, 1),
+        (20, 1),
+        (64, 1),
+        (33, 1e4),
+        (0, 1),
+        (8, 0),
+        (16, 100),
+    ]
+    kinds = [(documents, min(scale, largest)) for documents, scale in kinds]
+    mask = np.zeros((len(kinds), length), bool)
+    for q, (documents, _) in enumerate(kinds):
+        mask[q, rng.permutation(length)[:documents]] = True
+    scores = rng.normal(size=mask.shape) * np.array(kinds)[:, 1:]
+    scores[3] = np.round(scores[3])  # ties
+    labels = rng.integers(0, 5, mask.shape).astype(float)
+    labels[2] = 0.0
+    labels[4] = np.minimum(labels[4], 1.0)
+    arrays = (np.where(mask, scores, 0.0), np.where(mask, labels, 0.0))
+    return Batch(*(jnp.asarray(x, jnp.float32) for x in arrays), jnp.asarray(mask))
+
+
+def batched(losses: Sequence[Expression], batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Losses [candidates, queries] and their gradients by the scores, in calls of GROUP."""
+    padded = [*losses, *[losses[-1]] * (-len(losses) % GROUP)]
+    scores = jnp.broadcast_to(batch.scores, (GROUP, *batch.scores.shape))
+    groups = [
+        RUN(encode(padded[k : k + GROUP]), scores, batch.labels, batch.mask)
+        for k in range(0, len(padded), GROUP)
+    ]
+    values, gradients = (np.concatenate(x)[: len(losses)] for x in zip(*groups, strict=True))
+    return values.astype(np.float64), gradients.astype(np.float64)
+
+
+def exactly(loss: Expression, batch: Batch, dtype=jnp.float32) -> tuple[np.ndarray, np.ndarray]:
+    """The same by the exact path, operator by operator, since each loss would compile anew."""
+    loss_fn = compile_loss(loss)
+    scores, labels = (jnp.asarray(np.asarray(x), dtype) for x in (batch.scores, batch.labels))
+
+    def total(scores):
+        values = loss_fn(scores, labels, where=batch.mask, reduce_fn=None)
+        return values.sum(), values
+
+    (_, values), gradients = jax.value_and_grad(total, has_aux=True)(scores)
+    return np.asarray(values, np.float64), np.asarray(gradients, np.float64)
+
+
+@contextlib.contextmanager
+def rounded(seed: int) -> Iterator[None]:
+    """Lets the exact path be off in every result and term as float32's rounding may be."""
+    rng = np.random.default_rng(seed)
+
+    def off(x):
+        return x * (1.0 + 2.0**-23 * rng.uniform(-1.0, 1.0, jnp.shape(x)))
+
+    def rounding(operator):
+        value = operator.value
+        return dataclasses.replace(operator, value=lambda *args: off(value(*args)))
+
+    precise = ("neg", "abs", "sign", "relu", "min", "max", "stop_gradient")
+    operators = {name: rounding(op) for name, op in OPERATORS.items() if name not in precise}
+    kinds = {
+        kind: lambda values, *rest, reduce=reduce: reduce(off(values), *rest)
+        for kind, reduce in exact._KINDS.items()
+    }
+    with mock.patch.dict(OPERATORS, operators), mock.patch.dict(exact._KINDS, kinds):
+        yield
+
+
+def norm(gradients: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.sum(np.square(gradients), axis=-1))
+
+
+def deviations(a, b) -> np.ndarray:
+    """Of value and gradient, [2, queries]."""
+    return np.stack([np.abs(a[0] - b[0]), norm(a[1] - b[1])])
+
+
+def unexplained(loss: Expression, batch: Batch, got) -> tuple[bool, bool]:
+    """Whether rounding had to be looked at, and whether a deviation remains that it is not."""
+    expected = exactly(loss, batch)
+    size = np.stack([np.abs(expected[0]), norm(expected[1])])
+    allowed = 1e-5 * size + TINY_DEVIATION
+    wrong = deviations(got, expected) > allowed
+    if not wrong.any():
+        return False, False
+    with jax.enable_x64(True):
+        precise = exactly(loss, batch, jnp.float64)
+        rounding = deviations(expected, precise)
+        deviation = np.minimum(deviations(got, expected), deviations(got, precise))
+        for seed in range(ROUNDINGS):
+            with rounded(seed):
+                rounding = np.maximum(
+                    rounding, deviations(exactly(loss, batch, jnp.float64), precise)
+                )
+            wrong &= deviation > allowed + 10.0 * rounding
+            if not wrong.any():
+                return True, False
+    return True, True
+
+
+def mismatches(losses: Sequence[Expression], batch: Batch) -> tuple[int, list[str]]:
+    """How many losses are ill-conditioned on the batch, and those that the two paths differ in."""
+    values, gradients = batched(losses, batch)
+    assert np.all(np.isfinite(values))
+    assert np.all(np.isfinite(gradients))
+    results = [unexplained(loss, batch, (values[k], gradients[k])) for k, loss in enumerate(losses)]
+    wrong = [str(loss) for loss, (_, bad) in zip(losses, results, strict=True) if bad]
+    return sum(looked for looked, _ in results), wrong
+
+
+# ------------------------------------------------------------------------- equal to the exact path
+
+
+def test_every_hand_designed_loss_equals_the_exact_path():
+    losses = [LOSSES[name] for name in HAND_DESIGNED]
+    ill_conditioned, wrong = mismatches(losses, padded_batch())
+    assert wrong == []
+    assert ill_conditioned <= 4
+
+
+def test_random_losses_equal_the_exact_path():
+    losses = list(dict.fromkeys(random_expressions(jax.random.key(1), 260)))[:200]
+    ill_conditioned, wrong = mismatches(losses, padded_batch(largest=1.0))
+    assert wrong == []
+    assert ill_conditioned <= 0.05 * len(losses)
+
+
+@pytest.mark.slow
+def test_2000_random_losses_equal_the_exact_path():
+    losses = random_expressions(jax.random.key(11), 2000)
+    ill_conditioned, wrong = mismatches(losses, padded_batch())
+    assert wrong == []
+    assert ill_conditioned <= 0.12 * len(losses)
+
+
+def test_every_condition_equals_the_exact_path():
+    texts = [f"sum_ij(sigmoid(s_i - s_j) * y_i, where={c})" for c in PAIR_CONDITIONS[1:]]
+    texts += [f"mean_ij(sigmoid(s_i - s_j) * y_i, where={c})" for c in PAIR_CONDITIONS[1:]]
+    texts += [f"mean_i(sigmoid(s_i), where={c})" for c in DOCUMENT_CONDITIONS[1:]]
+    # Where the condition holds for the other order of the pair only, the indices are exchanged.
+    texts.append("sum_ij(sigmoid(s_i - s_j) * y_j, where=y_j > y_i or y_i == y_j and i >= j)")
+    assert mismatches([parse(text) for text in texts], padded_batch()) == (0, [])
+
+
+def test_a_saturated_loss_has_no_gradient_and_a_tiny_divisor_keeps_its_own():
+    losses = [
+        parse("sum_ij(exp(100 * (s_i - s_j)), where=y_i != y_j)"),  # beyond 1e30 by its sum only
+        parse("mean_ij(0.1 / softplus(10 * (s_i - s_j)), where=y_i > y_j)"),
+        parse("mean_i(1 / sigmoid(10 * s_i))"),
+        parse("mean_i(10 * exp(10 * s_i) / exp(20 * s_i))"),
+    ]
+    assert mismatches(losses, padded_batch())[1] == []
+
+
+# --------------------------------------------------------------------------------- padded queries
+
+
+def group(*names: str) -> list[Expression]:
+    """GROUP losses that begin with those of `names`."""
+    return ([LOSSES[name] for name in names] + list(LOSSES.values()) * 2)[:GROUP]
+
+
+def spread(scores: jax.Array) -> jax.Array:
+    """The same scores for every candidate."""
+    return jnp.broadcast_to(scores, (GROUP, *scores.shape))
+
+
+def test_batched_loss_is_the_mean_over_queries_that_have_a_document():
+    scores, labels, mask = padded_batch(largest=1.0)
+    losses = group("ranknet", "mse", "approx_ndcg")
+    per_query, gradients = RUN(encode(losses), spread(scores), labels, mask)
+    values = VALUE(encode(losses), spread(scores), labels, mask)
+    assert per_query[:, 7].tolist() == [0.0] * GROUP  # the query without a document
+    assert not np.any(gradients[:, 7])
+    assert not np.any(np.asarray(gradients)[:, ~np.asarray(mask)])
+    np.testing.assert_allclose(values, per_query.sum(1) / 9, rtol=1e-6)
+    for k in range(3):
+        expected = compile_loss(losses[k])(scores, labels, where=mask)
+        np.testing.assert_allclose(values[k], expected, rtol=1e-5)
+
+
+def test_gradient_in_reverse_mode_by_the_scores_alone():
+    scores, labels, mask = padded_batch(largest=1.0)
+    programs = encode(group("mse", "softmax"))
+    weights = jnp.arange(GROUP, dtype=jnp.float32)
+
+    @jax.jit
+    def total(scores):
+        return jnp.sum(weights * batched_loss(programs, scores, labels, mask))
+
+    value, gradient = jax.value_and_grad(total)(spread(scores))
+    _, per_query = RUN(programs, spread(scores), labels, mask)
+    values = VALUE(programs, spread(scores), labels, mask)
+    np.testing.assert_allclose(value, jnp.sum(weights * values), rtol=1e-6)
+    # 9 of the 10 queries have a document.
+    np.testing.assert_allclose(
+        gradient, weights[:, None, None] * per_query / 9, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_masked_documents_never_matter():
+    scores, labels, mask = padded_batch()
+    programs = encode(random_expressions(jax.random.key(2), GROUP))
+    expected = RUN(programs, spread(scores), labels, mask)
+    for anything in (jnp.nan, jnp.inf, -1e30, 7.0):
+        other = spread(jnp.where(mask, scores, anything))
+        got = RUN(programs, other, jnp.where(mask, labels, anything), mask)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_of_nothing_but_padding_has_loss_zero():
+    scores, labels, mask = padded_batch()
+    programs = encode(group())
+    nothing = jnp.zeros_like(mask)
+    assert not np.any(VALUE(programs, spread(scores), labels, nothing))
+    assert not np.any(RUN(programs, spread(scores), labels, nothing)[1])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4, 1e15, 1e30])
+def test_values_and_gradients_are_finite_at_extremes(scale):
+    scores, labels, mask = padded_batch(largest=1.0)
+    for labels_ in (labels, jnp.zeros_like(labels), 30.0 * labels):
+        programs = encode(random_expressions(jax.random.key(3), GROUP))
+        for array in RUN(programs, spread(jnp.sign(scores) * scale), labels_, mask):
+            assert np.all(np.isfinite(array))
+
+
+# ------------------------------------------------------------------- one program for all candidates
+
+
+def test_new_candidates_never_compile_again():
+    scores, labels, mask = padded_batch()
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(programs, scores, labels, mask):
+        return batched_loss(programs, scores, labels, mask)
+
+    for seed in range(4):
+        programs = encode(random_expressions(jax.random.key(seed), GROUP))
+        step(programs, spread(scores), labels, mask)
+    step(encode(group()), spread(scores), labels, mask)
+    assert step._cache_size() == 1
+
+
+def test_candidates_do_not_disturb_each_other():
+    scores, labels, mask = padded_batch()
+    losses = random_expressions(jax.random.key(5), GROUP)
+    # One that overflows stands among them.
+    losses[7] = parse("sum_ij(exp(100 * (s_i - s_j)) / exp(100 * (s_j - s_i)))")
+    order = np.random.default_rng(0).permutation(GROUP)
+    many = spread(scores) * (1.0 + 0.1 * np.arange(GROUP)[:, None, None])
+    straight = RUN(encode(losses), many, labels, mask)
+    mixed = RUN(encode([losses[k] for k in order]), many[order], labels, mask)
+    for a, b in zip(straight, mixed, strict=True):
+        np.testing.assert_array_equal(np.asarray(a)[order], b)
+
+
+def test_queries_are_independent_of_the_tile_they_fall_into(monkeypatch):
+    scores, labels, mask = padded_batch(largest=1.0)
+    programs = encode(group())
+    expected = RUN(programs, spread(scores), labels, mask)
+    # Tiles of 3 of the 10 queries of 64 * 64 pairs: the last tile is padded.
+    monkeypatch.setattr(interpreter, "TILE_PAIRS", 3 * 64 * 64)
+    got = jax.jit(lambda *args: losses_and_gradients(*args))(programs, spread(scores), labels, mask)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_lists_of_one_document():
+    scores, labels = jnp.array([[2.0], [-1.0]]), jnp.array([[1.0], [0.0]])
+    mask = jnp.ones((2, 1), bool)
+    programs = encode([LOSSES["mse"], LOSSES["ranknet"], LOSSES["softmax"]])
+    losses, gradients = RUN(programs, jnp.stack([scores] * 3), labels, mask)
+    np.testing.assert_allclose(losses, [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(gradients[..., 0], [[2.0, -2.0], [0.0, 0.0], [0.0, 0.0]])
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    "scores, labels, mask",
+    [
+        ((3, 2, 4), (2, 4), (2, 4)),
+        ((2, 4), (2, 4), (2, 4)),
+        ((2, 2, 4), (2, 5), (2, 4)),
+        ((2, 2, 4), (2, 4), (4,)),
+        ((2, 4), (4,), (4,)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(scores, labels, mask):
+    programs = encode([LOSSES["mse"], LOSSES["ranknet"]])
+    with pytest.raises(AutolossError, match="for 2 candidates; got") as caught:
+        batched_loss(programs, jnp.zeros(scores), jnp.zeros(labels), jnp.zeros(mask, bool))
+    assert str(scores) in str(caught.value)
+    assert "scores [candidates, queries, list]" in str(caught.value)
