@@ -7,12 +7,10 @@ length are kept, the chain rule runs backwards.
 
 Programs differ, so their branches must be real: candidates run one after the other, never under
 `vmap`, which would run every operator for each instruction. To keep a register file in the cache,
-queries are taken in tiles; all candidates pass over one tile before the next is read, so what
-depends on labels alone is laid out once for all of them.
+queries are taken in tiles, and all candidates pass over one tile before the next is read.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,179 +29,20 @@ from autoloss_jax.execution.programs import (
     Programs,
     Segments,
 )
+from autoloss_jax.execution.segments import (
+    REDUCTIONS,
+    Branch,
+    Dual,
+    Reduction,
+    Registers,
+    finite,
+    run_segment,
+)
+from autoloss_jax.execution.tiles import Tile, tile_of
 from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES
-from autoloss_jax.language.operators import LARGE, OPERATORS, TINY
 
 TILE_PAIRS = 12_800
 """How many pairs a tile of queries may have, unless one query has more."""
-
-
-class Dual(NamedTuple):
-    """A value and its derivatives by what the stage differentiates by."""
-
-    value: Array  # f32[...]
-    tangent: Array  # f32[tangents, ...]
-
-
-class _Registers(NamedTuple):
-    """A register file: the leaves of a level, then work space."""
-
-    value: Array  # f32[registers, ...]
-    tangent: Array  # f32[registers, tangents, ...]
-
-    def read(self, register: Array) -> Dual:
-        return Dual(*(lax.dynamic_index_in_dim(x, register, 0, False) for x in self))
-
-    def write(self, register: Array | int, dual: Dual) -> "_Registers":
-        return _Registers(
-            *(lax.dynamic_update_index_in_dim(x, new, register, 0)
-              for x, new in zip(self, dual, strict=True))
-        )  # fmt: skip
-
-
-_Branch = Callable[[_Registers, Array, Array, Array], Dual]
-
-
-def _operator_branch(name: str) -> _Branch:
-    """Executes an operator, reading only the registers it needs."""
-    operator = OPERATORS[name]
-
-    def branch(registers: _Registers, a: Array, b: Array, constant: Array) -> Dual:
-        del constant
-        args = [registers.read(register) for register in (a, b)[: operator.arity]]
-        values = [arg.value for arg in args]
-        partials = operator.partials(*values)
-        terms = [p * arg.tangent for p, arg in zip(partials, args, strict=True)]
-        return Dual(operator.value(*values), terms[0] if len(terms) == 1 else terms[0] + terms[1])
-
-    return branch
-
-
-def _constant_branch(registers: _Registers, a: Array, b: Array, constant: Array) -> Dual:
-    del a, b
-    value, tangent = registers
-    return Dual(jnp.full(value.shape[1:], constant), jnp.zeros(tangent.shape[1:]))
-
-
-_BRANCHES: list[_Branch] = [*map(_operator_branch, OPERATORS), _constant_branch]
-
-
-def _run(segment: Segments, registers: _Registers, loads: Sequence[_Branch] = ()) -> _Registers:
-    """Executes one segment of one candidate, whose length is known at run time only."""
-
-    def step(carry: tuple[Array, _Registers]) -> tuple[Array, _Registers]:
-        k, registers = carry
-        opcode, a, b, target = segment.code[k]
-        # The branches return the result; writing it in there would copy the whole file.
-        result = lax.switch(opcode, [*_BRANCHES, *loads], registers, a, b, segment.constant[k])
-        return k + 1, registers.write(target, result)
-
-    return lax.while_loop(lambda carry: carry[0] < segment.length, step, (jnp.int32(0), registers))[
-        1
-    ]
-
-
-def _finite(x: Array) -> Array:
-    """Overflow saturates; what has no value is 0."""
-    return jnp.nan_to_num(jnp.clip(x, -LARGE, LARGE))
-
-
-# --- reductions: values f32[..., list] and which count -> result, and its derivative by each ---
-
-
-def _sum(values: Array, selected: Array) -> tuple[Array, Array]:
-    return jnp.sum(values * selected, -1), selected
-
-
-def _mean(values: Array, selected: Array) -> tuple[Array, Array]:
-    weights = selected / jnp.maximum(jnp.sum(selected, -1, keepdims=True), 1.0)
-    return jnp.sum(values * weights, -1), weights
-
-
-def _top(values: Array, selected: Array) -> Array:
-    top = jnp.max(jnp.where(selected > 0, values, -jnp.inf), -1, keepdims=True)
-    return jnp.where(jnp.isfinite(top), top, 0.0)
-
-
-def _max(values: Array, selected: Array) -> tuple[Array, Array]:
-    top = _top(values, selected)
-    ties = selected * (values == top)
-    return top[..., 0], ties / jnp.maximum(jnp.sum(ties, -1, keepdims=True), 1.0)
-
-
-def _logsumexp(values: Array, selected: Array) -> tuple[Array, Array]:
-    top = _top(values, selected)
-    terms = selected * jnp.exp(jnp.minimum(values - top, 0.0))
-    total = jnp.sum(terms, -1, keepdims=True)
-    result = jnp.where(total > 0.0, top + jnp.log(jnp.maximum(total, TINY)), 0.0)
-    return result[..., 0], terms / jnp.maximum(total, TINY)
-
-
-_Reduction = Callable[[Array, Array], tuple[Array, Array]]
-_KINDS: dict[str, _Reduction] = {
-    "sum": _sum,
-    "mean": _mean,
-    "max": _max,
-    "logsumexp": _logsumexp,
-}
-_REDUCTIONS: dict[str, _Reduction] = {
-    f"{kind}_{index}": reduce for kind, reduce in _KINDS.items() for index in "ij"
-}
-
-
-# --- the stages of one candidate over one tile of queries ---
-
-
-class _Tile(NamedTuple):
-    """A tile of queries."""
-
-    labels: Array  # f32[queries, list]
-    mask: Array  # bool[queries, list]
-    size: Array  # f32[queries]: documents in each list
-    max_dcg: Array  # f32[queries]
-
-    def documents(self, condition: Array) -> Array:
-        """f32[queries, list]: 1 for the documents that fulfil a condition, by its code."""
-        fulfilled = [self.mask, self.mask & (self.labels > 0), self.mask & (self.labels == 0)]
-        return lax.select_n(condition, *fulfilled).astype(self.labels.dtype)
-
-    def pairs(self, condition: Array) -> Array:
-        """f32[queries, list, list]: 1 for the pairs that fulfil a condition, by its code.
-
-        Computed where it is used, from what each condition says of y_i against y_j.
-        """
-        ahead, tied, behind, positions = (
-            jnp.asarray(column)[condition] for column in zip(*_PAIR_CONDITIONS, strict=True)
-        )
-        i, j = self.labels[:, :, None], self.labels[:, None, :]
-        position = jnp.arange(self.labels.shape[-1])
-        before, after = position[:, None], position[None, :]
-        apart = jnp.where(positions == _DISTINCT, before != after, after >= before)
-        tied = tied & ((positions == _ANY) | apart)
-        fulfilled = jnp.where(i > j, ahead, jnp.where(i < j, behind, tied))
-        return (fulfilled & self.mask[:, :, None] & self.mask[:, None, :]).astype(i.dtype)
-
-
-# What the conditions of PAIR_CONDITIONS say: whether they hold where y_i > y_j, where y_i == y_j
-# and where y_i < y_j; and what a tie asks of the positions.
-_ANY, _DISTINCT, _NOT_BEFORE = range(3)
-_PAIR_CONDITIONS = (
-    (True, True, True, _ANY),
-    (True, True, True, _DISTINCT),
-    (True, False, False, _ANY),
-    (False, False, True, _ANY),
-    (True, True, False, _ANY),
-    (False, True, True, _ANY),
-    (True, False, True, _ANY),
-    (False, True, False, _ANY),
-    (True, True, False, _NOT_BEFORE),
-)
-
-
-def _tile_of(labels: Array, mask: Array) -> _Tile:
-    labels = jnp.where(mask, labels, 0.0)
-    size = jnp.sum(mask, -1, dtype=labels.dtype)
-    return _Tile(labels, mask, size, queries.max_dcg(labels, mask))
 
 
 _FIRST_PAIR_RESULT = DOCUMENT_LEAVES.index("pair stage 0")
@@ -211,16 +50,16 @@ _FIRST_DOCUMENT_RESULT = DOCUMENT_LEAVES.index("document stage 0")
 _TANGENTS = max(1 + MAX_PAIR_STAGES, MAX_DOCUMENT_STAGES)
 
 
-def _pair_workspace(tile_size: int, length: int) -> _Registers:
+def _pair_workspace(tile_size: int, length: int) -> Registers:
     """Pair registers, flat, which the compiler vectorises best; one tangent, by s_i - s_j.
 
     Handed on from candidate to candidate and from tile to tile: what is read was written before.
     """
     empty = jnp.zeros((PAIR_WORK_REGISTERS, tile_size * length**2))
-    return _Registers(empty, empty[:, None])
+    return Registers(empty, empty[:, None])
 
 
-def _document_registers(program: Programs, tile: _Tile, scores: Array) -> _Registers:
+def _document_registers(program: Programs, tile: Tile, scores: Array) -> Registers:
     """Document registers, flat, in which the query's numbers stand at each of its documents.
 
     Tangents are by s_i and by the pair stages' results in the document stages, and by the document
@@ -244,19 +83,19 @@ def _document_registers(program: Programs, tile: _Tile, scores: Array) -> _Regis
         by[_FIRST_PAIR_RESULT + k, 1 + k] = 1.0
     for k in range(MAX_DOCUMENT_STAGES):
         by[_FIRST_DOCUMENT_RESULT + k, k] = 1.0
-    return _Registers(value, jnp.broadcast_to(by, (*by.shape[:2], nothing.size)))
+    return Registers(value, jnp.broadcast_to(by, (*by.shape[:2], nothing.size)))
 
 
-def _pair_loads(document: _Registers, shape: tuple[int, ...]) -> list[_Branch]:
+def _pair_loads(document: Registers, shape: tuple[int, ...]) -> list[Branch]:
     """The instructions that lay out leaves of documents over pairs [queries, list, list]."""
 
-    def load(name: str) -> _Branch:
+    def load(name: str) -> Branch:
         def leaf(source: str) -> Array:
             row = DOCUMENT_LEAVES.index(source.replace("_j", "_i"))
             documents = document.value[row].reshape(shape[:2])
             return documents[:, None, :] if source.endswith("_j") else documents[:, :, None]
 
-        def branch(registers: _Registers, a: Array, b: Array, constant: Array) -> Dual:
+        def branch(registers: Registers, a: Array, b: Array, constant: Array) -> Dual:
             del a, b, constant
             left, _, right = name.partition(" - ")
             value = leaf(left) - leaf(right) if right else leaf(left)
@@ -274,7 +113,7 @@ def _flat(x: Array) -> Array:
     return lax.optimization_barrier(x).reshape(-1)
 
 
-def _pair_result(tile: _Tile, segment: Segments, pair: _Registers) -> tuple[Dual, Array]:
+def _pair_result(tile: Tile, segment: Segments, pair: Registers) -> tuple[Dual, Array]:
     """What a pair stage left in the file, f32[queries, list, list], and the pairs it selects."""
     value, tangent = pair.read(segment.result)
     selected = tile.pairs(segment.where)
@@ -282,8 +121,8 @@ def _pair_result(tile: _Tile, segment: Segments, pair: _Registers) -> tuple[Dual
 
 
 def _pair_stages(
-    program: Programs, tile: _Tile, pair: _Registers, document: _Registers
-) -> tuple[_Registers, _Registers, Array]:
+    program: Programs, tile: Tile, pair: Registers, document: Registers
+) -> tuple[Registers, Registers, Array]:
     """Runs the pair stages; their results become leaves of the documents.
 
     Returns both register files and f32[stages, queries]: how many pairs each stage selects.
@@ -291,21 +130,21 @@ def _pair_stages(
     shape = tile.labels.shape
     loads = _pair_loads(document, (*shape, shape[-1]))
 
-    def stage(pair: _Registers, segment: Segments) -> tuple[_Registers, tuple[Array, Array]]:
-        pair = _run(segment, pair, loads)
+    def stage(pair: Registers, segment: Segments) -> tuple[Registers, tuple[Array, Array]]:
+        pair = run_segment(segment, pair, loads)
 
-        def absent(pair: _Registers) -> tuple[Array, Array]:
+        def absent(pair: Registers) -> tuple[Array, Array]:
             del pair
             return jnp.zeros(shape), jnp.zeros(shape[:1])
 
-        def reduced(reduce: _Reduction) -> Callable[[_Registers], tuple[Array, Array]]:
-            def present(pair: _Registers) -> tuple[Array, Array]:
+        def reduced(reduce: Reduction) -> Callable[[Registers], tuple[Array, Array]]:
+            def present(pair: Registers) -> tuple[Array, Array]:
                 dual, selected = _pair_result(tile, segment, pair)
                 return reduce(dual.value, selected)[0], jnp.sum(selected, (1, 2))
 
             return present
 
-        branches = [absent, *(reduced(_REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
+        branches = [absent, *(reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
         return pair, lax.switch(segment.reduction, branches, pair)
 
     pair, (results, counts) = lax.scan(stage, pair, program.pair)
@@ -315,7 +154,7 @@ def _pair_stages(
 
 
 def _document_stages(
-    program: Programs, tile: _Tile, document: _Registers, counts: Array
+    program: Programs, tile: Tile, document: Registers, counts: Array
 ) -> tuple[Dual, Array]:
     """Runs the document stages and the query's.
 
@@ -324,28 +163,28 @@ def _document_stages(
     """
     shape = tile.labels.shape
 
-    def mean_of_pairs(k: int) -> _Reduction:
+    def mean_of_pairs(k: int) -> Reduction:
         def reduce(values: Array, selected: Array) -> tuple[Array, Array]:
             weights = selected / jnp.maximum(counts[k], 1.0)[:, None]
             return jnp.sum(values * weights, -1), weights
 
         return reduce
 
-    reductions = [_REDUCTIONS[name] for name in DOCUMENT_REDUCTIONS[1:-MAX_PAIR_STAGES]]
+    reductions = [REDUCTIONS[name] for name in DOCUMENT_REDUCTIONS[1:-MAX_PAIR_STAGES]]
     reductions += [mean_of_pairs(k) for k in range(MAX_PAIR_STAGES)]
 
     def stage(
-        document: _Registers, inputs: tuple[Array, Segments]
-    ) -> tuple[_Registers, tuple[Dual, Array]]:
+        document: Registers, inputs: tuple[Array, Segments]
+    ) -> tuple[Registers, tuple[Dual, Array]]:
         k, segment = inputs
-        document = _run(segment, document)
+        document = run_segment(segment, document)
         dual = document.read(segment.result)
-        dual = Dual(dual.value.reshape(shape), _finite(dual.tangent).reshape(-1, *shape))
+        dual = Dual(dual.value.reshape(shape), finite(dual.tangent).reshape(-1, *shape))
 
         def unreduced(dual: Dual) -> tuple[Array, Array]:
             return jnp.zeros(shape[:1]), jnp.zeros(shape)
 
-        def reduced(reduce: _Reduction) -> Callable[[Dual], tuple[Array, Array]]:
+        def reduced(reduce: Reduction) -> Callable[[Dual], tuple[Array, Array]]:
             return lambda dual: reduce(dual.value, tile.documents(segment.where))
 
         result, weights = lax.switch(
@@ -359,35 +198,35 @@ def _document_stages(
 
     numbered = (jnp.arange(MAX_DOCUMENT_STAGES + 1), program.document)
     _, (values, slopes) = lax.scan(stage, document, numbered)
-    loss = Dual(_finite(values.value[-1]), values.tangent[-1, :MAX_DOCUMENT_STAGES])
+    loss = Dual(finite(values.value[-1]), values.tangent[-1, :MAX_DOCUMENT_STAGES])
     return loss, slopes[:-1]
 
 
 def _through_pairs(
-    tile: _Tile, segment: Segments, pair: _Registers, cotangent: Array, gradient: Array
+    tile: Tile, segment: Segments, pair: Registers, cotangent: Array, gradient: Array
 ) -> Array:
     """Adds what a pair stage passes on to the scores, of f32[queries, list] for its results."""
 
-    def absent(pair: _Registers) -> Array:
+    def absent(pair: Registers) -> Array:
         del pair
         return gradient
 
-    def reduced(reduce: _Reduction) -> Callable[[_Registers], Array]:
-        def present(pair: _Registers) -> Array:
+    def reduced(reduce: Reduction) -> Callable[[Registers], Array]:
+        def present(pair: Registers) -> Array:
             dual, selected = _pair_result(tile, segment, pair)
             weights = reduce(dual.value, selected)[1]
-            pull = _finite(cotangent[:, :, None] * (weights * _finite(dual.tangent)))
+            pull = finite(cotangent[:, :, None] * (weights * finite(dual.tangent)))
             return gradient + jnp.sum(pull, 2) - jnp.sum(pull, 1)
 
         return present
 
-    branches = [absent, *(reduced(_REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
+    branches = [absent, *(reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
     return lax.switch(segment.reduction, branches, pair)
 
 
 def _loss_and_gradient(
-    program: Programs, tile: _Tile, pair: _Registers, scores: Array
-) -> tuple[_Registers, tuple[Array, Array]]:
+    program: Programs, tile: Tile, pair: Registers, scores: Array
+) -> tuple[Registers, tuple[Array, Array]]:
     """One candidate's loss f32[queries] over a tile, and its gradient f32[queries, list]."""
     scores = jnp.where(tile.mask, scores, 0.0)
     document = _document_registers(program, tile, scores)
@@ -402,7 +241,7 @@ def _loss_and_gradient(
 
     stages = (program.pair, by_document[1 : 1 + MAX_PAIR_STAGES])
     gradient, _ = lax.scan(through_pairs, by_document[0], stages)
-    return pair, (loss.value, jnp.where(tile.mask, _finite(gradient), 0.0))
+    return pair, (loss.value, jnp.where(tile.mask, finite(gradient), 0.0))
 
 
 def losses_and_gradients(
@@ -429,11 +268,15 @@ def losses_and_gradients(
         shape = (*x.shape[:axis], tiles, tile_size, *x.shape[axis + 1 :])
         return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
-    def over_tile(pair: _Registers, inputs: tuple[Array, Array, Array]):
+    def over_tile(
+        pair: Registers, inputs: tuple[Array, Array, Array]
+    ) -> tuple[Registers, tuple[Array, Array]]:
         labels, mask, scores = inputs
-        tile = _tile_of(labels, mask)
+        tile = tile_of(labels, mask)
 
-        def candidate(pair: _Registers, inputs: tuple[Programs, Array]):
+        def candidate(
+            pair: Registers, inputs: tuple[Programs, Array]
+        ) -> tuple[Registers, tuple[Array, Array]]:
             return _loss_and_gradient(inputs[0], tile, pair, inputs[1])
 
         return lax.scan(candidate, pair, (programs, scores))
@@ -446,7 +289,9 @@ def losses_and_gradients(
     return jnp.where(jnp.any(mask, -1), losses, 0.0), gradients
 
 
-def _mean_loss(programs: Programs, scores: Array, labels: Array, mask: Array):
+def _mean_loss(
+    programs: Programs, scores: Array, labels: Array, mask: Array
+) -> tuple[Array, Array]:
     losses, gradients = losses_and_gradients(programs, scores, labels, mask)
     queries_ = jnp.maximum(jnp.sum(jnp.any(mask, -1), dtype=scores.dtype), 1.0)
     return jnp.sum(losses, -1) / queries_, gradients / queries_
@@ -457,7 +302,7 @@ def _batched_loss(programs: Programs, scores: Array, labels: Array, mask: Array)
     return _mean_loss(programs, scores, labels, mask)[0]
 
 
-def _backward(gradients: Array, cotangent: Array):
+def _backward(gradients: Array, cotangent: Array) -> tuple[None, Array, None, None]:
     return None, cotangent[:, None, None] * gradients, None, None
 
 
@@ -514,7 +359,7 @@ def _program_gradient_vmap(
 ) -> tuple[Array, bool]:
     program_batched, scores_batched, labels_batched, mask_batched = batched
     if labels_batched or mask_batched:
-        raise NotImplementedError(
+        raise AutolossError(
             "program_gradient maps over candidates that share their queries: labels and mask must "
             "not be mapped; map over sets of queries by lax.map outside"
         )
