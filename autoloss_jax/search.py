@@ -16,8 +16,9 @@ from absl import logging
 
 from autoloss_jax import canaries
 from autoloss_jax.candidates import Candidates, Judgement
-from autoloss_jax.data import Dataset, Queries, scale_fold
+from autoloss_jax.data import TRANSFORMS, Dataset, Queries, fit_scaling
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import read_json, write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import from_tokens
@@ -33,7 +34,10 @@ from autoloss_jax.screening import make_probe
 from autoloss_jax.training import RunState
 
 SCHEDULES = ("from_scratch", "alternating")
+BARREN_ROUNDS = 100
+"""After so many rounds without a loss to train, a search ends before its budget."""
 FINALISTS_FILE = "finalists.json"
+_TRAINED = ("trained", "failed")  # the statuses of what was trained
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,16 @@ class SearchConfig:
             raise AutolossError(
                 f"unknown schedule {self.schedule!r}; expected one of {', '.join(SCHEDULES)}"
             )
+        if not 0 <= self.seed < 2**31:
+            raise AutolossError(f"seed is {self.seed}, expected 0 to 2**31 - 1")
+        if self.features not in TRANSFORMS:
+            raise AutolossError(
+                f"unknown features {self.features!r}; expected one of {', '.join(TRANSFORMS)}"
+            )
+        make_model(self.model)
+        make_proposer(self.proposer, max_tokens=self.max_tokens)
+        encode([resolve_loss(self.reference)])
+        self.proxy.check()
         for name in ("budget", "proposals", "hall_of_fame", "fresh_seeds", "finalists"):
             if getattr(self, name) < 1:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -132,12 +146,13 @@ def search(
     """
     config = config or SearchConfig()
     config.check()
-    fold = scale_fold(dataset.folds[0], config.features)
+    train = dataset.folds[0].train
+    queries = fit_scaling(train, transform=config.features).apply(train)
     if out is None:
-        return run_search(fold.train, config, None, on_round=on_round)
+        return run_search(queries, config, None, on_round=on_round)
     described = {"data": {"name": dataset.name, "sha256": dataset.sha256}, "search": asdict(config)}
     with RunFolder.open(out, described) as folder:
-        return run_search(fold.train, config, folder, on_round=on_round)
+        return run_search(queries, config, folder, on_round=on_round)
 
 
 def run_search(
@@ -157,6 +172,12 @@ def run_search(
     state.resume()
     state.check_metric()
     while state.trained < config.budget:
+        if state.barren_rounds >= BARREN_ROUNDS:
+            logging.warning(
+                "stopped after %d of %d candidates: the last %d rounds proposed no new loss",
+                state.trained, config.budget, BARREN_ROUNDS,
+            )  # fmt: skip
+            break
         progress = state.round()
         if on_round is not None:
             on_round(progress)
@@ -183,8 +204,9 @@ class _Search:
         self.config = config
         self.folder = folder
         self.reference = resolve_loss(config.reference)
+        capacity = max(config.proposals, config.hall_of_fame)
         self.proxy = ProxyTraining(
-            queries, model, self.reference, config.proxy, config.proposals, config.seed
+            queries, model, self.reference, config.proxy, capacity, config.seed
         )
         self.proposer = make_proposer(config.proposer, max_tokens=config.max_tokens)
         self.proposer_state = self.proposer.init(config.seed)
@@ -199,7 +221,14 @@ class _Search:
 
     @property
     def trained(self) -> int:
-        return sum(record["status"] in ("trained", "failed") for record in self.records)
+        """Candidates trained so far."""
+        return sum(record["status"] in _TRAINED for record in self.records)
+
+    @property
+    def barren_rounds(self) -> int:
+        """Rounds since one trained a candidate."""
+        fruitful = (r["round"] for r in reversed(self.records) if r["status"] in _TRAINED)
+        return self.rounds - 1 - next(fruitful, -1)
 
     # --- one round ---
 
@@ -233,7 +262,8 @@ class _Search:
         if not self.canaries_passed:
             self.check_model(result.reference)
         if alternating:
-            best = max([o.ndcg for o in result.outcomes if o.steps == self.proxy.full_steps]
+            best = max([o.ndcg for o in result.outcomes
+                        if o.steps == self.proxy.full_steps and np.isfinite(o.ndcg)]
                        + [result.reference_ndcg])  # fmt: skip
             if best > self.models_ndcg:
                 self.models, self.models_ndcg = result.best, best
@@ -272,8 +302,15 @@ class _Search:
             self.folder.append(entries)
             self.folder.save_checkpoint(self.rounds, self._state())
 
+    def _fully_trained(self) -> list[dict[str, Any]]:
+        """The records of the candidates that passed every rung: only their rewards compare."""
+        return [
+            r for r in self.records
+            if r["status"] == "trained" and r["steps"] == self.proxy.full_steps
+        ]  # fmt: skip
+
     def _progress(self, metrics: dict[str, float], seconds: float) -> Progress:
-        full = [r for r in self.records if r["status"] == "trained"]
+        full = self._fully_trained()
         best: dict[str, Any] = max(full, key=_confident, default={"formula": "", "reward": -np.inf})
         counts = {s: sum(r["status"] == s and r["round"] == self.rounds - 1 for r in self.records)
                   for s in ("trained", "duplicate", "rejected", "failed")}  # fmt: skip
@@ -316,11 +353,8 @@ class _Search:
 
     def finish(self) -> SearchResult:
         """Evaluates the hall of fame on fresh seeds and names the finalists."""
-        full = [
-            r for r in self.records
-            if r["status"] == "trained" and r["steps"] == self.proxy.full_steps
-        ]  # fmt: skip
-        fame = sorted(full, key=lambda r: (-_confident(r), r["index"]))[: self.config.hall_of_fame]
+        fame = sorted(self._fully_trained(), key=lambda r: (-_confident(r), r["index"]))
+        fame = fame[: self.config.hall_of_fame]
         losses = [parse(record["formula"]) for record in fame]
         outcomes = [
             self.proxy.run(losses, 1_000_003 + self.config.seed + k, halving=False).outcomes
