@@ -3,7 +3,8 @@
 Each is run in every search on its own data, and stops it when it fails.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,13 +103,16 @@ def check_permuted_labels(
     model, random = [], []
     for _ in range(_REPEATS):
         shuffled = [_with_shuffled_labels(batch, generator) for batch in batches]
-        given = iter(scores)
-        model.append(_values(metric, shuffled, lambda _, given=given: next(given)))
+        model.append(_values(metric, shuffled, partial(_next, iter(scores))))
         random.append(_values(metric, shuffled, lambda batch: jnp.zeros(batch.labels.shape)))
     _check_mean(
         "a trained model against permuted labels", np.concatenate(model), np.concatenate(random),
         "chance", "The labels reach the ranking, or the metric pays for more than the order.",
     )  # fmt: skip
+
+
+def _next(scores: Iterator[Array], _: ListBatch) -> Array:
+    return next(scores)
 
 
 def _values(

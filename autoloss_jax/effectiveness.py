@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from autoloss_jax.comparison import Contender, Tested, compare
-from autoloss_jax.data import Dataset, Fold, bucket_queries, draw_batches, plan_buckets, scale_fold
+from autoloss_jax.data import (
+    TRANSFORMS,
+    BatchPlan,
+    Dataset,
+    Fold,
+    bucket_queries,
+    draw_batches,
+    plan_buckets,
+    scale_fold,
+)
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import read_json, write_json
@@ -91,13 +100,26 @@ class EffectivenessConfig:
         for name in ("seeds", "block_steps", "patience", "max_steps", "queries_per_step"):
             if getattr(self, name) < 1:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
+        if not 0 <= self.seed < 2**31:
+            raise AutolossError(f"seed is {self.seed}, expected 0 to 2**31 - 1")
+        if self.max_steps < self.block_steps:
+            raise AutolossError(
+                f"max_steps is {self.max_steps}, expected at least one block of {self.block_steps}"
+            )
+        if self.features not in TRANSFORMS:
+            raise AutolossError(
+                f"unknown features {self.features!r}; expected one of {', '.join(TRANSFORMS)}"
+            )
+        make_model(self.model)
+        if not self.learning_rates or not all(0 < r < np.inf for r in self.learning_rates):
             raise AutolossError(
                 f"learning_rates is {self.learning_rates}, expected positive numbers"
             )
 
 
-def contenders(found: Sequence[Expression], hand_designed: Sequence[str] | None = None):
+def contenders(
+    found: Sequence[Expression], hand_designed: Sequence[str] | None = None
+) -> list[Contender]:
     """Found losses, named by their place, and the hand-designed ones, all by default."""
     names = list(HAND_DESIGNED) if hand_designed is None else list(hand_designed)
     unknown = [name for name in names if name not in LOSSES]
@@ -198,6 +220,11 @@ class _FoldTest:
     """Trains and evaluates all losses on one fold."""
 
     def __init__(self, fold: Fold, model: nn.Module, config: EffectivenessConfig) -> None:
+        for role, queries in (("validation", fold.validation), ("test", fold.test)):
+            if not queries.has_relevant().any():
+                raise AutolossError(
+                    f"{fold.name}: no {role} query has a relevant document, expected at least one"
+                )
         self.config = config
         self.model = model
         self.mesh = candidates_mesh()
@@ -268,7 +295,7 @@ class _FoldTest:
             for k in range(len(losses))
         ]
 
-    def _plan(self, step: int):
+    def _plan(self, step: int) -> BatchPlan:
         """The batches of one block, different for every seed."""
         config = self.config
         plans = [
@@ -332,4 +359,5 @@ def _measure(model: nn.Module, params: Any, batches: Sequence) -> dict[str, np.n
 
 @partial(jax.jit, static_argnums=0)
 def _scores(model: nn.Module, params: Any, features: jax.Array, mask: jax.Array) -> jax.Array:
-    return model.apply(params, features, mask)
+    scores: Any = model.apply(params, features, mask)
+    return scores

@@ -26,7 +26,7 @@ from autoloss_jax.data import (
     held_out_rows,
 )
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution.programs import encode
+from autoloss_jax.execution.programs import Programs, encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.training import (
     RankerTraining,
@@ -173,12 +173,12 @@ class ProxyTraining:
         for rung, blocks in enumerate(self.config.rungs):
             programs, active = self._occupy(runs, at)
             for _ in range(blocks):
-                states, values = self._train(
+                states, measured = self._train(
                     states, programs, self._rates, active, self.batches, next(plans),
                     self.evaluation,
                 )  # fmt: skip
             steps += blocks * self.config.rung_steps
-            values = np.asarray(values, np.float64)[:, self._counted]
+            values = np.asarray(measured, np.float64)[:, self._counted]
             reference_values[steps] = values[at[0]]
             if not np.isfinite(reference_values[steps]).all():
                 raise AutolossError(
@@ -207,7 +207,8 @@ class ProxyTraining:
         devices = self.mesh.size
         return place % devices * (self.slots // devices) + place // devices
 
-    def _occupy(self, runs: Sequence[Expression], at: dict[int, int]):
+    def _occupy(self, runs: Sequence[Expression], at: dict[int, int]) -> tuple[Programs, jax.Array]:
+        """The programs of all slots, and which of them a run in training has."""
         losses = [self.reference] * self.slots
         active = np.zeros(self.slots, bool)
         for run, slot in at.items():

@@ -81,9 +81,8 @@ def make_probe(queries: Queries, seed: int) -> Probe:
         others[row, :length] = np.roll(labels[row, :length], 1)
         mask[row, :length] = True
     scores = generator.normal(size=shape) * mask
-    return Probe(
-        *(jnp.asarray(x, jnp.float32) for x in (scores, labels, others)), jnp.asarray(mask)
-    )
+    values = (jnp.asarray(x, jnp.float32) for x in (scores, labels, others))
+    return Probe(*values, mask=jnp.asarray(mask))
 
 
 def screen(losses: Sequence[Expression], probe: Probe) -> list[Screening]:

@@ -77,7 +77,7 @@ class RankerTraining:
     ) -> RunState:
         """One update on a batch of queries, given as one part per length bucket."""
 
-        def forward(params: Any) -> list[Array]:
+        def forward(params: Any) -> list[Any]:
             return [self.model.apply(params, part.features, part.mask) for part in batch]
 
         scores, pull_back = jax.vjp(forward, state.params)
@@ -129,7 +129,7 @@ class RankerTraining:
         values, finite = [], state.alive
         for bucket, rows, valid in zip(*evaluation, strict=True):
             part = _take(bucket, rows, valid)
-            scores = self.model.apply(state.params, part.features, part.mask)
+            scores: Any = self.model.apply(state.params, part.features, part.mask)
             ndcg, _ = ndcg_per_query(scores, part.labels, where=part.mask, k=self.metric_cutoff)
             values.append(ndcg)
             finite &= _all_finite(scores, part.mask)
@@ -141,7 +141,7 @@ def _all_finite(scores: Array, mask: Array) -> Array:
     return jnp.all(jnp.isfinite(scores) | ~mask)
 
 
-def _take(bucket: ListBatch, rows: Array, valid: Array) -> ListBatch:
+def _take(bucket: ListBatch, rows: Any, valid: Any) -> ListBatch:
     """The rows of a bucket as a batch; a filler has no documents."""
     return ListBatch(bucket.features[rows], bucket.labels[rows], bucket.mask[rows] & valid[:, None])
 
@@ -201,21 +201,26 @@ def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., tuple[RunS
       step. `runs` is a multiple of CHUNK times the devices of the mesh (`padded_count`).
     """
 
-    def one(state: RunState, loss: Any, rate: Array, batches, plan, evaluation):
+    def one(
+        state: RunState, loss: Any, rate: Array, *, batches: Any, plan: Any, evaluation: Any
+    ) -> tuple[RunState, Array]:
         state = training.train(state, loss, rate, batches, plan)
         return state, training.evaluate(state, evaluation)
 
-    def local(states, losses, rates, active, batches, plan, evaluation):
+    def local(
+        states: RunState, losses: Any, rates: Array, active: Array, batches: Any, plan: Any,
+        evaluation: Evaluation,
+    ) -> tuple[RunState, Array]:  # fmt: skip
         def chunked(x: Array) -> Array:
             return x.reshape(-1, CHUNK, *x.shape[1:])
 
-        def replicate(inputs):
+        def replicate(inputs: Any) -> tuple[RunState, Array]:
             states, plan, rows, valid = inputs
             held = Evaluation(evaluation.batches, rows, valid)
             queries = sum(r.shape[0] for r in rows)
             many = jax.vmap(partial(one, batches=batches, plan=plan, evaluation=held))
 
-            def chunk(inputs):
+            def chunk(inputs: Any) -> tuple[RunState, Array]:
                 states, losses, rates, active = inputs
                 return lax.cond(
                     jnp.any(active),
