@@ -1,8 +1,73 @@
-"""autoloss_jax: searches for the loss a learning-to-rank model should be trained with."""
+"""autoloss_jax: searches for the loss a learning-to-rank model should be trained with.
+
+>>> import autoloss_jax as al
+>>> str(al.parse("mean_i((s_i - y_i) ** 2)"))
+'mean_i(square(s_i - y_i))'
+"""
 
 from importlib import metadata
+
+from autoloss_jax.data import (
+    Dataset,
+    Fold,
+    Queries,
+    load_letor,
+    make_dataset,
+    read_letor,
+    synthetic,
+)
+from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds, effectiveness_test
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.exact import compile_loss
+from autoloss_jax.execution.interpreter import batched_loss
+from autoloss_jax.execution.programs import Programs, encode
+from autoloss_jax.export import export_source
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.language.grammar import random_expressions
+from autoloss_jax.language.parsing import FormulaError, parse
+from autoloss_jax.language.simplification import simplify
+from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.metrics import average_precision, mrr, ndcg, ndcg_per_query
+from autoloss_jax.proxy import ProxyConfig
+from autoloss_jax.report import write_report
+from autoloss_jax.search import SearchConfig, SearchResult, search
 
 try:
     __version__ = metadata.version("autoloss_jax")
 except metadata.PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0.0.0+source"
+
+__all__ = [
+    "HAND_DESIGNED",
+    "LOSSES",
+    "AutolossError",
+    "Dataset",
+    "EffectivenessConfig",
+    "Expression",
+    "Fold",
+    "FormulaError",
+    "Programs",
+    "ProxyConfig",
+    "Queries",
+    "SearchConfig",
+    "SearchResult",
+    "average_precision",
+    "batched_loss",
+    "clean_folds",
+    "compile_loss",
+    "effectiveness_test",
+    "encode",
+    "export_source",
+    "load_letor",
+    "make_dataset",
+    "mrr",
+    "ndcg",
+    "ndcg_per_query",
+    "parse",
+    "random_expressions",
+    "read_letor",
+    "search",
+    "simplify",
+    "synthetic",
+    "write_report",
+]

@@ -237,11 +237,19 @@ class RunFolder:
         self._resources = resources
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], config: Any) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        config: Any,
+        *,
+        about: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Creates the folder, or opens that of an earlier run with the same configuration.
 
         config: the complete configuration, defaults and data hashes included, as a dict or a
         dataclass; lists are compared as wholes. Meanwhile absl's log goes to run.log as well.
+        about: what a new folder's config.json says besides, such as the command that began it;
+        never compared.
 
         Raises AutolossError, having changed nothing, if `path` is a file, cannot be written, is a
         foreign folder, is in use, or holds a run of another configuration; the message names the
@@ -259,6 +267,7 @@ class RunFolder:
                 stored = _read_config(folder)
                 if stored is None:
                     begun = {"config": given, "fingerprint": fingerprint(), "created": _now()}
+                    begun = dict(about or {}) | begun
                     write_json(folder / CONFIG_FILE, begun)
                     sync_folder(folder.parent)
                 else:

@@ -37,6 +37,13 @@ def _all_files(folder):
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_what_is_said_about_a_run_is_kept_and_never_compared(tmp_path):
+    RunFolder.open(tmp_path, CONFIG, about={"command": "a", "seed": 1}).close()
+    RunFolder.open(tmp_path, CONFIG, about={"command": "b"}).close()
+    stored = read_json(tmp_path / "config.json")
+    assert (stored["command"], stored["config"]) == ("a", CONFIG)
+
+
 def test_a_new_folder_holds_config_and_fingerprint(tmp_path):
     folder = tmp_path / "deep" / "run"
     with RunFolder.open(folder, CONFIG) as run:

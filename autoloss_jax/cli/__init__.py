@@ -1,0 +1,88 @@
+"""The command line: `autoloss <command> [flags]`."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from autoloss_jax.cli.commands import execute
+from autoloss_jax.cli.flags import CommandFlags
+from autoloss_jax.cli.help import SUMMARIES, explanation, overview
+from autoloss_jax.errors import AutolossError
+
+_HELP = ("--help", "-h", "--helpfull", "-help")
+
+
+class _Stopped(BaseException):
+    """A signal asked to stop; the argument is its number."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status, which `autoloss --help` explains.
+
+    argv: the program's name and its arguments; those of the process by default.
+    """
+    arguments = list(sys.argv if argv is None else argv)[1:]
+    going_on: list[str] = []
+    try:
+        with _signals():
+            _dispatch(arguments, going_on)
+            sys.stdout.flush()
+    except AutolossError as error:
+        return _fail(2, f"autoloss: {error}")
+    except BrokenPipeError:  # as in `autoloss losses | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        return _fail(1, f"autoloss: {error}")
+    except _Stopped as stopped:
+        number = signal.Signals(stopped.args[0])
+        hint = f"; to go on: {going_on[0]}" if going_on else ", before anything was begun"
+        return _fail(128 + number, f"autoloss: stopped by {number.name}{hint}")
+    return 0
+
+
+def _dispatch(arguments: list[str], going_on: list[str]) -> None:
+    command, rest = (arguments or [""])[0], arguments[1:]
+    if command in _HELP:
+        print(overview())
+        return
+    if command not in SUMMARIES:
+        given = f"got '{command}'" if command else "got none"
+        raise AutolossError(
+            f"expected a command first, one of {', '.join(SUMMARIES)}; {given}. "
+            "`autoloss --help` explains them"
+        )
+    if any(argument in _HELP for argument in rest):
+        print(explanation(command))
+        return
+    flags = CommandFlags(command)
+    positional = flags.parse(rest)
+    execute(command, rest, flags.values, positional, going_on.append)
+
+
+def _fail(status: int, message: str) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turns Ctrl-C and SIGTERM into _Stopped; a second one ends the process at once."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

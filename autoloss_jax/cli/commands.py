@@ -1,0 +1,176 @@
+"""What each command does, once its flags are read."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import flags, logging
+from rich.console import Console
+
+from autoloss_jax.cli.flags import WORKING_COMMANDS
+from autoloss_jax.cli.machine import set_compilation_cache, set_devices
+from autoloss_jax.cli.plans import Plan, make_plan
+from autoloss_jax.cli.progress import (
+    METRICS_FOLDER,
+    Reporter,
+    logging_to_stderr,
+    tensorboard_writer,
+)
+from autoloss_jax.data import scale_fold
+from autoloss_jax.effectiveness import EFFECTIVENESS_FILE, contenders, run_effectiveness
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.export import export_source, write_best_loss
+from autoloss_jax.files import read_json
+from autoloss_jax.language.parsing import parse
+from autoloss_jax.losses import HAND_DESIGNED
+from autoloss_jax.report import effectiveness_table, finalists_table, write_report
+from autoloss_jax.report.reading import read_run
+from autoloss_jax.runs import RunFolder
+from autoloss_jax.search import FINALISTS_FILE, run_search
+
+BEST_LOSS_FILE = "best_loss.py"
+_PLAIN_WIDTH = 120  # of tables that go to a file or a pipe
+
+GoOn = Callable[[str], None]
+"""Takes the command that goes on with the run that has begun."""
+
+
+def execute(
+    command: str,
+    arguments: Sequence[str],
+    values: flags.FlagValues,
+    positional: Sequence[str],
+    go_on: GoOn,
+) -> None:
+    """Runs a command. Raises AutolossError for bad input, before anything is written."""
+    allowed = 1 if command == "report" else 0
+    if len(positional) > allowed:
+        raise AutolossError(
+            f"unexpected argument '{positional[allowed]}': autoloss takes one command, and "
+            f"`autoloss {command}` {'one folder and' if allowed else 'nothing but'} flags"
+        )
+    if command in WORKING_COMMANDS:
+        _work(command, arguments, values, go_on)
+    elif command == "report":
+        _report(positional, values)
+    elif command == "export":
+        _export(values)
+    else:
+        _list_losses()
+
+
+def _work(command: str, arguments: Sequence[str], values: flags.FlagValues, go_on: GoOn) -> None:
+    """run, search and test: the phases of a run, in its folder."""
+    with logging_to_stderr() as handler:
+        if values.tensorboard:
+            tensorboard_writer(None)
+        set_devices(values.devices)
+        plan = make_plan(command, arguments, values)
+        set_compilation_cache(values.compilation_cache)
+        with RunFolder.open(plan.out, plan.described(), about=plan.about()) as folder:
+            go_on(plan.command)
+            _log_start(plan, folder)
+            metrics = folder.path / METRICS_FOLDER
+            writer = tensorboard_writer(metrics) if values.tensorboard else None
+            with Reporter(handler, bars=sys.stderr.isatty(), writer=writer) as reporter:
+                if command != "test":
+                    _search(plan, folder, reporter)
+                if command != "search":
+                    _test(plan, folder, reporter)
+            _conclude(folder)
+
+
+def _log_start(plan: Plan, folder: RunFolder) -> None:
+    for note in plan.notes:
+        logging.get_absl_logger().info(note)
+    fold = plan.search_fold
+    logging.info(
+        "%s %s: %s, %d features; %d training, %d validation and %d test queries in %s; "
+        "%d %s devices",
+        "going on in" if folder.resumed else "writing to", folder.path, plan.dataset.name,
+        plan.dataset.num_features, len(fold.train), len(fold.validation), len(fold.test),
+        fold.name, jax.device_count(), jax.default_backend(),
+    )  # fmt: skip
+
+
+def _search(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
+    if (folder.path / FINALISTS_FILE).exists():
+        logging.info("the search is finished already")
+        return
+    train = scale_fold(plan.search_fold, plan.search.features).train
+    result = run_search(train, plan.search, folder, on_round=reporter.on_round)
+    trained = sum(record["status"] == "trained" for record in result.records)
+    logging.info("search: %d candidates trained, %d finalists", trained, len(result.finalists))
+
+
+def _test(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
+    if (folder.path / EFFECTIVENESS_FILE).exists():
+        logging.info("the test is finished already")
+        return
+    found = [parse(formula) for formula in plan.losses.found]
+    if plan.losses.finalists:
+        rows = read_json(folder.path / FINALISTS_FILE)["finalists"]
+        found = [*(parse(row["formula"]) for row in rows), *found]
+    losses = contenders(list(dict.fromkeys(found)), plan.losses.hand_designed)
+    logging.info(
+        "test: %d found and %d hand-designed losses on %s",
+        len(losses) - len(plan.losses.hand_designed), len(plan.losses.hand_designed),
+        ", ".join(fold.name for fold in plan.test_data.folds),
+    )  # fmt: skip
+    result = run_effectiveness(
+        plan.test_data, losses, plan.effectiveness, folder, on_progress=reporter.on_test
+    )
+    reporter.on_tested(result)
+
+
+def _conclude(folder: RunFolder) -> None:
+    """Writes what is for people, and prints the result."""
+    files = read_run(folder.path)
+    best = files.best
+    paths = [write_report(folder.path)]
+    verdict = str((files.effectiveness or {}).get("verdict", ""))
+    if best is not None:
+        paths.append(folder.path / BEST_LOSS_FILE)
+        about = [f"The best loss of the run {files.name}.", *filter(None, [verdict])]
+        write_best_loss(paths[-1], best["formula"], about)
+    console = _console()
+    if files.effectiveness is not None:
+        table = effectiveness_table(files.effectiveness)
+        table.title = None  # the verdict, which follows
+        console.print(table)
+    elif files.finalists is not None:
+        console.print(finalists_table(files.finalists))
+    lines = [verdict, f"Best loss: {best['formula']}" if best else "No loss was found."]
+    for line in [*lines, *map(str, paths)]:
+        if line:
+            print(line)
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+
+
+def _report(positional: Sequence[str], values: flags.FlagValues) -> None:
+    folders = [*positional, *filter(None, [values.out])]
+    if len(folders) != 1:
+        raise AutolossError("expected one run folder: autoloss report DIR")
+    print(write_report(folders[0]))
+
+
+def _export(values: flags.FlagValues) -> None:
+    folder = values["from"].value
+    if (values.loss is None) == (folder is None):
+        raise AutolossError("expected either --loss or --from: what should be exported?")
+    formula = values.loss
+    if folder is not None:
+        best = read_run(folder).best
+        if best is None:
+            raise AutolossError(f"--from {folder}: the run has found no loss yet")
+        formula = str(best["formula"])
+    print(export_source(formula, values.target).rstrip("\n"))
+
+
+def _list_losses() -> None:
+    for name, loss in HAND_DESIGNED.items():
+        lines = [name, f"    {loss.formula}", f"    {loss.source}"]
+        print("\n".join(lines + ([f"    {loss.note}"] if loss.note else [])))

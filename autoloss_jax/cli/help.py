@@ -1,0 +1,96 @@
+"""What `autoloss --help` and `autoloss <command> --help` say."""
+
+from autoloss_jax.cli.flags import CommandFlags
+
+SUMMARIES = {
+    "run": "search a loss, test it against the hand-designed ones, write the report",
+    "search": "the search alone (Phase I)",
+    "test": "the effectiveness test alone (Phase II)",
+    "report": "write report.html of a run folder again",
+    "export": "print a loss as source for jax, torch or numpy, or as LaTeX",
+    "losses": "list the hand-designed losses",
+}
+
+_ABOUT = {
+    "run": """\
+Searches a loss on training queries (Phase I), trains fresh models to convergence under what was
+found and under the hand-designed losses (Phase II), and compares them on test queries. Without
+--data it runs on embedded synthetic queries. A run is a folder: config.json, ledger.jsonl,
+finalists.json, effectiveness.json, report.html, best_loss.py, run.log. Killed or stopped, the
+same command goes on in the same folder; `search` and then `test` with the same flags do the same
+in two parts.""",
+    "search": """\
+Searches a loss on the training queries of one fold. Afterwards `autoloss test` with the same flags
+tests the finalists in the same folder; `autoloss test --from DIR --out OTHER` tests them with other
+flags, or on other data.""",
+    "test": """\
+Trains fresh models to convergence under each loss and compares them on test queries: the finalists
+of --out if that is a searched folder, those of --from, and every --loss, against the hand-designed
+ones. A --loss that is a name counts as hand-designed.""",
+    "report": "Reads a run folder, finished or not, and writes report.html; nothing else changes.",
+    "export": "The source is complete: it needs nothing but its target.",
+    "losses": "Prints name, formula, paper, and where a loss differs from other implementations.",
+}
+
+_EXAMPLES = {
+    "run": (
+        "autoloss run --budget 500 --out runs/first",
+        "autoloss run --data MQ2008 --features none --empty zero --out runs/mq2008",
+        "autoloss run --data train.txt,vali.txt,test.txt --proposer evolution --model linear",
+    ),
+    "search": ("autoloss search --data MQ2008/Fold1 --budget 2000 --out runs/search",),
+    "test": (
+        "autoloss test --loss 'sum_ij(softplus(s_j - s_i), where=y_i > y_j)' --out runs/test",
+        "autoloss test --from runs/search --data MQ2008/Fold1 --test_seeds 10",
+        "autoloss test --hand_designed softmax,lambdarank --data MQ2008",
+    ),
+    "report": ("autoloss report runs/first",),
+    "export": (
+        "autoloss export --loss approx_ndcg --target torch",
+        "autoloss export --from runs/first --target latex",
+    ),
+    "losses": ("autoloss losses",),
+}
+
+STATUSES = """\
+Exit status:
+  0    done
+  1    something else went wrong, such as a full disk
+  2    bad input: data, flags, formulas, a folder in use or of another configuration, or a canary
+       that failed; one message says what was given and what was expected
+  130  stopped by Ctrl-C, 143 by SIGTERM; the same command goes on"""
+
+
+def overview() -> str:
+    """All commands."""
+    width = max(map(len, SUMMARIES))
+    lines = [f"  {name:<{width}}  {text}" for name, text in SUMMARIES.items()]
+    return "\n".join(
+        [
+            "autoloss: searches for the loss a learning-to-rank model should be trained with.",
+            "",
+            "autoloss <command> [flags]",
+            "",
+            *lines,
+            "",
+            "`autoloss <command> --help` explains its flags. To begin with:",
+            "",
+            f"  {_EXAMPLES['run'][0]}",
+            "",
+            STATUSES,
+        ]
+    )
+
+
+def explanation(command: str) -> str:
+    """One command, its examples and its flags."""
+    argument = " DIR" if command == "report" else ""
+    flags = CommandFlags(command).explain()
+    parts = [
+        f"autoloss {command}{argument}{' [flags]' if flags else ''}: {SUMMARIES[command]}",
+        _ABOUT[command],
+        "Examples:\n" + "\n".join(f"  {line}" for line in _EXAMPLES[command]),
+        flags,
+        STATUSES,
+    ]
+    return "\n\n".join(part for part in parts if part)
