@@ -84,7 +84,7 @@ class Candidates:
             self._directions.add(str(loss), verdict.direction)
 
 
-_SAME = "same gradient as "
+_SAME = "same gradient: "
 
 
 def _refusal(loss: Expression) -> str:
@@ -94,5 +94,5 @@ def _refusal(loss: Expression) -> str:
     try:
         encode([loss])
     except AutolossError as error:
-        return str(error)
+        return f"no batched program: {error}"
     return ""

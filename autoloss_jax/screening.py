@@ -48,7 +48,8 @@ class Screening:
     """What the probe says of one loss.
 
     Attributes:
-      reason: why it is rejected; "" if it is not.
+      reason: why it is rejected, in general before a colon and in figures behind it; "" if it is
+        not.
       direction: its gradient on the probe, f32[queries * list], of norm 1.
     """
 
@@ -104,8 +105,8 @@ def _judge(gradient: np.ndarray, other: np.ndarray, gain: np.ndarray) -> Screeni
         reason = "its gradient ignores the labels"
     elif gain < LEAST_GAIN:
         reason = (
-            f"descent on free scores gains {gain:.0%} of the NDCG that random ones lack, less than "
-            f"{LEAST_GAIN:.0%}"
+            f"descent on free scores gains too little: {gain:.0%} of the NDCG that random ones "
+            f"lack, expected at least {LEAST_GAIN:.0%}"
         )
     else:
         reason = ""

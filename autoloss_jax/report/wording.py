@@ -90,10 +90,17 @@ def status_counts(ledger: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {status: counted.pop(status, 0) for status in STATUSES} | dict(sorted(counted.items()))
 
 
+def _general(reason: str) -> str:
+    return reason.partition(": ")[0]
+
+
 def reason_counts(ledger: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
-    """Status, reason and count, most frequent first, of the candidates that were not trained."""
+    """Status, reason and count, most frequent first, of the candidates that were not trained.
+
+    Of a reason the part before a colon counts; what follows are the figures of one candidate.
+    """
     counted = Counter(
-        (str(record.get("status")), str(record.get("reason") or "no reason recorded"))
+        (str(record.get("status")), _general(str(record.get("reason") or "no reason recorded")))
         for record in ledger
         if record.get("status") != "trained"
     )

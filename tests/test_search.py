@@ -1,0 +1,354 @@
+"""Phase I from end to end, on tiny data: records, resumption, schedules and refusals."""
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from autoloss_jax import canaries
+from autoloss_jax.candidates import Candidates
+from autoloss_jax.data import Dataset, Fold, Queries, synthetic
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.language.parsing import parse
+from autoloss_jax.language.simplification import simplify
+from autoloss_jax.losses import LOSSES
+from autoloss_jax.models import Linear
+from autoloss_jax.proposers import PROPOSERS
+from autoloss_jax.proxy import ProxyConfig, ProxyTraining
+from autoloss_jax.runs import RunFolder
+from autoloss_jax.screening import make_probe
+from autoloss_jax.search import SearchConfig, run_search, search
+
+search_module = sys.modules[search.__module__]  # the package has a function of this name
+
+PROXY = ProxyConfig(
+    folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=3, rungs=(1, 1), max_buckets=1
+)
+CONFIG = SearchConfig(
+    budget=12, proposer="random", model="linear", proposals=14, max_tokens=16, hall_of_fame=4,
+    fresh_seeds=2, finalists=3, proxy=PROXY,
+)  # fmt: skip
+FIELDS = {"index", "round", "formula", "status", "reason", "reward", "reward_se", "ndcg", "steps",
+          "seconds"}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """All searches of this file train the same shapes, so they share one compiled program."""
+    made = {}
+    patch = pytest.MonkeyPatch()
+
+    class Shared(ProxyTraining):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self._train = made.setdefault((self.slots, self.training.metric_cutoff), self._train)
+
+    patch.setattr(search_module, "ProxyTraining", Shared)
+    yield made
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic(num_queries=50, num_features=6, list_length=(3, 6))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A search that was never interrupted: its result and its folder."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return search(data, CONFIG, out=str(folder)), folder
+
+
+def timeless(records):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+def assert_same(given, expected):
+    assert timeless(given.records) == timeless(expected.records)
+    assert given.finalists == expected.finalists
+
+
+# --- what a search records ---
+
+
+def test_the_ledger_holds_every_proposal(finished):
+    result, folder = finished
+    lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert lines == result.records
+    assert all(set(record) == FIELDS for record in lines)
+    assert [record["index"] for record in lines] == list(range(len(lines)))
+    rounds = [record["round"] for record in lines]
+    assert rounds == [k // CONFIG.proposals for k in range(len(lines))]
+    for record in lines:
+        assert str(parse(record["formula"])) == record["formula"]
+        assert simplify(parse(record["formula"])) == parse(record["formula"])
+
+
+def test_statuses_add_up(finished):
+    records = finished[0].records
+    statuses = Counter(record["status"] for record in records)
+    assert set(statuses) <= {"trained", "duplicate", "rejected", "failed"}
+    assert statuses["trained"] + statuses["failed"] >= CONFIG.budget
+    before = Counter(r["status"] for r in records if r["round"] < records[-1]["round"])
+    assert before["trained"] + before["failed"] < CONFIG.budget  # no round too many
+    for record in records:
+        trained = record["status"] == "trained"
+        assert (record["reason"] == "") == trained
+        assert (record["steps"] in (3, 6)) == (record["status"] in ("trained", "failed"))
+        assert (record["ndcg"] is not None) == trained
+        assert (record["reward_se"] is not None) == trained
+    first = {}
+    for record in records:
+        if record["reason"] == "seen before":
+            assert first[record["formula"]]["reward"] == record["reward"]
+        else:
+            assert record["formula"] not in first
+            first[record["formula"]] = record
+    assert len({r["formula"] for r in records if r["status"] == "trained"}) == statuses["trained"]
+
+
+def test_finalists_are_evaluated_again(finished):
+    result, folder = finished
+    content = json.loads((folder / "finalists.json").read_text())
+    assert [f["formula"] for f in content["finalists"]] == [
+        str(f.expression) for f in result.finalists
+    ]
+    assert 1 <= len(result.finalists) <= CONFIG.finalists
+    bounds = [f.reward - f.reward_se for f in result.finalists]
+    assert bounds == sorted(bounds, reverse=True)
+    records = {r["formula"]: r for r in result.records if r["status"] == "trained"}
+    for f in content["finalists"]:
+        assert f["size"] == parse(f["formula"]).size
+        assert records[f["formula"]]["steps"] == 6  # it passed every rung
+        assert f["selection_reward"] == records[f["formula"]]["reward"] != f["reward"]
+    assert content["metric"] == "ndcg@10"
+    assert content["empty"] == "skip"
+
+
+def test_the_folder_holds_what_the_design_says(finished):
+    folder = finished[1]
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert config["search"]["proxy"]["rungs"] == [1, 1]
+    assert config["search"]["reference"] == "softmax"
+    assert len(config["data"]["sha256"]) == 64
+    assert (folder / "checkpoints").is_dir()
+    assert (folder / "run.log").exists()
+
+
+def test_a_finished_search_is_read_back(data, finished):
+    result, folder = finished
+
+    def never(progress):
+        raise AssertionError("it trains again")
+
+    assert_same(search(data, CONFIG, out=str(folder), on_round=never), result)
+
+
+# --- the same again ---
+
+
+def test_two_searches_agree_with_and_without_a_folder(data, finished):
+    assert_same(search(data, CONFIG), finished[0])
+    other = search(data, dataclasses.replace(CONFIG, seed=1, budget=2))
+    assert other.records[0]["formula"] != finished[0].records[0]["formula"]
+
+
+class Killed(Exception):
+    """As if the process ended after a round."""
+
+
+def kill_after(count):
+    def on_round(progress):
+        if progress.round == count:
+            raise Killed
+
+    return on_round
+
+
+@pytest.mark.parametrize("schedule", search_module.SCHEDULES)
+@pytest.mark.parametrize("proposer", list(PROPOSERS))
+def test_an_interrupted_search_ends_as_if_it_had_not_been(data, tmp_path, proposer, schedule):
+    config = dataclasses.replace(CONFIG, proposer=proposer, schedule=schedule, budget=14)
+    whole = search(data, config)
+    rounds = whole.records[-1]["round"] + 1
+    assert rounds >= 2, "too few rounds to interrupt"
+    for count in range(1, rounds):
+        with pytest.raises(Killed):
+            search(data, config, out=str(tmp_path), on_round=kill_after(count))
+        # Killed while writing what comes after the checkpoint: records too many, half a line.
+        with (tmp_path / "ledger.jsonl").open("a") as ledger:
+            ledger.write(json.dumps({"index": -1}) + '\n{"index"')
+    assert_same(search(data, config, out=str(tmp_path)), whole)
+
+
+def test_a_search_killed_in_its_first_round_begins_again(data, tmp_path, finished, monkeypatch):
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        search(data, CONFIG, out=str(tmp_path))
+    monkeypatch.undo()
+    assert_same(search(data, CONFIG, out=str(tmp_path)), finished[0])
+
+
+def test_the_schedules_differ(data, finished):
+    result = search(data, dataclasses.replace(CONFIG, schedule="alternating"))
+    given, expected = (
+        [r["ndcg"] for r in records if r["status"] == "trained" and r["round"] == 1]
+        for records in (result.records, finished[0].records)
+    )
+    assert given
+    assert given != expected
+
+
+def test_progress_is_told(data):
+    told = []
+    result = search(data, dataclasses.replace(CONFIG, budget=6), on_round=told.append)
+    assert [p.round for p in told] == list(range(1, len(told) + 1))
+    assert told[-1].trained >= told[-1].budget == 6
+    full = {r["formula"]: r for r in result.records if r["steps"] == 6}
+    assert told[-1].best_formula in full
+    assert told[-1].best_reward == full[told[-1].best_formula]["reward"]
+    counts = [sum(p.metrics[s] for s in ("trained", "duplicate", "rejected", "failed"))
+              for p in told]  # fmt: skip
+    assert counts == [CONFIG.proposals] * len(told)
+
+
+# --- honesty ---
+
+
+def test_validation_and_test_queries_are_never_touched(data, finished):
+    class Untouchable(Queries):
+        def __getattribute__(self, name):
+            if name in ("features", "labels") and armed:
+                raise AssertionError(f"read {name}")
+            return super().__getattribute__(name)
+
+    armed = False
+    fold = data.folds[0]
+    hidden = [Untouchable(q.features, q.labels, q.offsets, q.query_ids)
+              for q in (fold.validation, fold.test)]  # fmt: skip
+    fold = Fold(fold.name, fold.train, *hidden)
+    armed = True
+    assert_same(search(Dataset(data.name, (fold,), data.sha256), CONFIG), finished[0])
+
+
+def test_a_metric_that_leaks_stops_the_search(data, monkeypatch):
+    def optimistic(self, scores, labels, *, where):
+        return original(self, scores + 1e-3 * labels, labels, where=where)
+
+    original = search_module._Search._metric
+    monkeypatch.setattr(search_module._Search, "_metric", optimistic)
+    with pytest.raises(canaries.CanaryError, match="a constant scorer"):
+        search(data, CONFIG)
+
+
+def test_a_model_that_looks_at_the_order_stops_the_search(data, monkeypatch):
+    def by_position(self, params, features, mask):
+        return -jax.numpy.arange(mask.shape[-1]) * jax.numpy.ones(mask.shape)
+
+    original = search_module._Search.check_model
+
+    def check(self, reference):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Linear, "apply", by_position)
+            original(self, reference)
+
+    monkeypatch.setattr(search_module._Search, "check_model", check)
+    with pytest.raises(canaries.CanaryError, match="The model looks at the order"):
+        search(data, CONFIG)
+
+
+# --- candidates ---
+
+
+def test_equal_losses_share_one_reward(data):
+    known = Candidates(make_probe(data.folds[0].train, 0))
+    ranknet = LOSSES["ranknet"]
+    triple = simplify(parse(f"3 * {ranknet}"))
+    useless = simplify(parse("mean_i(square(s_i))"))
+    judged = known.judge([ranknet, triple, ranknet, useless, LOSSES["mse"]])
+    assert [tuple(judgement) for judgement in judged.values()] == [
+        ("", ""),
+        ("duplicate", f"same gradient: {ranknet}"),
+        ("rejected", "it does not depend on both scores and labels"),
+        ("", ""),
+    ]
+    known.learn({ranknet: 0.25, LOSSES["mse"]: -np.inf})
+    known.share(judged)
+    assert [known.reward(x) for x in (ranknet, triple, useless)] == [0.25, 0.25, -np.inf]
+    again = known.judge([triple, useless])
+    assert [tuple(j) for j in again.values()] == [("duplicate", "seen before")] * 2
+
+
+def test_what_the_batched_path_cannot_hold_is_refused(data):
+    known = Candidates(make_probe(data.folds[0].train, 0))
+    loss = parse("sum_i(y_i * sum_j(s_i * s_j))")
+    status, reason = known.judge([loss])[loss]
+    assert status == "rejected"
+    assert reason
+
+
+# --- refusals ---
+
+
+def test_a_search_without_new_losses_ends(data, monkeypatch):
+    monkeypatch.setattr(search_module, "BARREN_ROUNDS", 3)
+    one = np.asarray(PROPOSERS["random"](max_tokens=16).propose(
+        PROPOSERS["random"](max_tokens=16).init(0), CONFIG.proposals)[1])  # fmt: skip
+    stuck = PROPOSERS["random"](max_tokens=16)._replace(propose=lambda state, count: (state, one))
+    monkeypatch.setattr(search_module, "make_proposer", lambda *_, **__: stuck)
+    result = search(data, CONFIG)
+    assert 0 < sum(r["status"] == "trained" for r in result.records) < CONFIG.budget
+    assert result.records[-1]["round"] == 3  # one that trains, three that do not
+    assert result.finalists
+
+
+def test_a_hall_of_fame_may_be_larger_than_a_round(data):
+    config = dataclasses.replace(CONFIG, proposals=5, hall_of_fame=14, finalists=14, budget=20)
+    result = search(data, config)
+    full = [r for r in result.records if r["steps"] == 6]
+    assert len(result.finalists) == min(14, len(full)) > 5
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"schedule": "both"}, "unknown schedule 'both'; expected one of from_scratch, alt"),
+        ({"budget": 0}, "budget is 0, expected at least 1"),
+        ({"finalists": -1}, "finalists is -1, expected at least 1"),
+        ({"seed": -1}, "seed is -1, expected 0 to"),
+        ({"features": "rank"}, "unknown features 'rank'; expected one of standardize"),
+        ({"model": "svm"}, "unknown model 'svm'"),
+        ({"proposer": "oracle"}, "unknown proposer 'oracle'"),
+        ({"max_tokens": 2}, "max_tokens of at least 4, got 2"),
+        ({"reference": "softmx"}, "unknown loss 'softmx'. Did you mean 'softmax'"),
+        ({"proxy": ProxyConfig(folds=1)}, "folds is 1, expected at least 2"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_folder_is_touched(data, tmp_path, setting, message):
+    with pytest.raises(AutolossError, match=message):
+        search(data, dataclasses.replace(CONFIG, **setting), out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_configuration_is_refused(data, finished):
+    for config, name in (
+        (dataclasses.replace(CONFIG, seed=5), "search.seed: stored 0, given 5"),
+        (dataclasses.replace(CONFIG, proxy=dataclasses.replace(PROXY, keep=0.25)),
+         "search.proxy.keep: stored 0.5, given 0.25"),
+    ):  # fmt: skip
+        with pytest.raises(AutolossError, match=name):
+            search(data, config, out=str(finished[1]))
+    other = synthetic(num_queries=50, num_features=6, list_length=(3, 6), seed=1)
+    with pytest.raises(AutolossError, match="data.sha256"):
+        search(other, CONFIG, out=str(finished[1]))
+
+
+def test_a_user_may_bring_a_model(data):
+    run = partial(run_search, data.folds[0].train, dataclasses.replace(CONFIG, budget=2), None)
+    assert_same(run(model=Linear()), run())
