@@ -40,6 +40,7 @@ from autoloss_jax.execution.segments import (
 )
 from autoloss_jax.execution.tiles import Tile, tile_of
 from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES
+from autoloss_jax.language.operators import LARGE
 
 TILE_PAIRS = 12_800
 """How many pairs a tile of queries may have, unless one query has more."""
@@ -165,8 +166,8 @@ def _document_stages(
 
     def mean_of_pairs(k: int) -> Reduction:
         def reduce(values: Array, selected: Array) -> tuple[Array, Array]:
-            weights = selected / jnp.maximum(counts[k], 1.0)[:, None]
-            return jnp.sum(values * weights, -1), weights
+            count = jnp.maximum(counts[k], 1.0)
+            return jnp.sum(values * selected, -1) / count, selected / count[:, None]
 
         return reduce
 
@@ -179,7 +180,7 @@ def _document_stages(
         k, segment = inputs
         document = run_segment(segment, document)
         dual = document.read(segment.result)
-        dual = Dual(dual.value.reshape(shape), finite(dual.tangent).reshape(-1, *shape))
+        dual = Dual(dual.value.reshape(shape), jnp.nan_to_num(dual.tangent).reshape(-1, *shape))
 
         def unreduced(dual: Dual) -> tuple[Array, Array]:
             return jnp.zeros(shape[:1]), jnp.zeros(shape)
@@ -198,8 +199,10 @@ def _document_stages(
 
     numbered = (jnp.arange(MAX_DOCUMENT_STAGES + 1), program.document)
     _, (values, slopes) = lax.scan(stage, document, numbered)
-    loss = Dual(finite(values.value[-1]), values.tangent[-1, :MAX_DOCUMENT_STAGES])
-    return loss, slopes[:-1]
+    loss, by_stages = values.value[-1], finite(values.tangent[-1, :MAX_DOCUMENT_STAGES])
+    # A saturated loss has no slope.
+    by_stages = jnp.where(jnp.abs(loss) < LARGE, by_stages, 0.0)
+    return Dual(finite(loss), by_stages), slopes[:-1]
 
 
 def _through_pairs(
@@ -215,7 +218,7 @@ def _through_pairs(
         def present(pair: Registers) -> Array:
             dual, selected = _pair_result(tile, segment, pair)
             weights = reduce(dual.value, selected)[1]
-            pull = finite(cotangent[:, :, None] * (weights * finite(dual.tangent)))
+            pull = finite(cotangent[:, :, None] * (weights * jnp.nan_to_num(dual.tangent)))
             return gradient + jnp.sum(pull, 2) - jnp.sum(pull, 1)
 
         return present

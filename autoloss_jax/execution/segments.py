@@ -44,6 +44,10 @@ def _operator_branch(name: str) -> Branch:
         del constant
         args = [registers.read(register) for register in (a, b)[: operator.arity]]
         values = [arg.value for arg in args]
+        if name == "div":
+            # The derivative by a tiny divisor would overflow before the divisor's own undoes it.
+            value, inverse = operator.value(*values), operator.partials(*values)[0]
+            return Dual(value, inverse * (args[0].tangent - value * args[1].tangent))
         partials = operator.partials(*values)
         terms = [p * arg.tangent for p, arg in zip(partials, args, strict=True)]
         return Dual(operator.value(*values), terms[0] if len(terms) == 1 else terms[0] + terms[1])
@@ -88,8 +92,8 @@ def _sum(values: Array, selected: Array) -> tuple[Array, Array]:
 
 
 def _mean(values: Array, selected: Array) -> tuple[Array, Array]:
-    weights = selected / jnp.maximum(jnp.sum(selected, -1, keepdims=True), 1.0)
-    return jnp.sum(values * weights, -1), weights
+    count = jnp.maximum(jnp.sum(selected, -1, keepdims=True), 1.0)
+    return jnp.sum(values * selected, -1) / count[..., 0], selected / count
 
 
 def _top(values: Array, selected: Array) -> Array:
