@@ -97,6 +97,7 @@ def _search(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
     if (folder.path / FINALISTS_FILE).exists():
         logging.info("the search is finished already")
         return
+    reporter.begin("search")
     train = scale_fold(plan.search_fold, plan.search.features).train
     result = run_search(train, plan.search, folder, on_round=reporter.on_round)
     trained = sum(record["status"] == "trained" for record in result.records)
@@ -117,6 +118,7 @@ def _test(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
         len(losses) - len(plan.losses.hand_designed), len(plan.losses.hand_designed),
         ", ".join(fold.name for fold in plan.test_data.folds),
     )  # fmt: skip
+    reporter.begin("test")
     result = run_effectiveness(
         plan.test_data, losses, plan.effectiveness, folder, on_progress=reporter.on_test
     )

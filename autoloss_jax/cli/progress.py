@@ -127,6 +127,10 @@ class Reporter:
         if self._writer is not None:
             self._writer.close()
 
+    def begin(self, phase: str) -> None:
+        """Shows a bar from the start, since the first step compiles for a while."""
+        self._advance(phase, 0.0, "compiling")
+
     def on_round(self, progress: SearchProgress) -> None:
         """After a round of the search."""
         share = min(1.0, progress.trained / progress.budget)
@@ -152,10 +156,13 @@ class Reporter:
                 means = {metric: value["mean"] for metric, value in row["test"].items()}
                 self._write(means, f"test/{row['name'].replace(' ', '_')}", 0)
 
-    def _show(self, phase: str, share: float, note: str, line: str) -> None:
+    def _advance(self, phase: str, share: float, note: str) -> None:
         if phase not in self._tasks:
             self._tasks[phase] = self._bars.add_task(phase, total=1.0, note="")
         self._bars.update(self._tasks[phase], completed=share, note=note)
+
+    def _show(self, phase: str, share: float, note: str, line: str) -> None:
+        self._advance(phase, share, note)
         if time.monotonic() - self._shown >= LOG_EVERY:
             self._shown = time.monotonic()
             logging.get_absl_logger().info(line, extra={"progress": True})
