@@ -381,7 +381,7 @@ def test_search_and_test_in_two_parts(data, tmp_path, capsys):
     assert call("search", *arguments) == 0
     assert "Finalists" in capsys.readouterr().out
     assert call("test", *arguments) == 0
-    assert "Best loss:" in capsys.readouterr().out
+    assert "Best found loss:" in capsys.readouterr().out
     kinds = {row["kind"] for row in read_json(tmp_path / "out" / "effectiveness.json")["rows"]}
     assert kinds == {"found", "hand_designed"}
 

@@ -133,7 +133,7 @@ def _conclude(folder: RunFolder) -> None:
     verdict = str((files.effectiveness or {}).get("verdict", ""))
     if best is not None:
         paths.append(folder.path / BEST_LOSS_FILE)
-        about = [f"The best loss of the run {files.name}.", *filter(None, [verdict])]
+        about = [f"The best found loss of the run {files.name}.", *filter(None, [verdict])]
         write_best_loss(paths[-1], best["formula"], about)
     console = _console()
     if files.effectiveness is not None:
@@ -142,7 +142,7 @@ def _conclude(folder: RunFolder) -> None:
         console.print(table)
     elif files.finalists is not None:
         console.print(finalists_table(files.finalists))
-    lines = [verdict, f"Best loss: {best['formula']}" if best else "No loss was found."]
+    lines = [verdict, f"Best found loss: {best['formula']}" if best else "No loss was found."]
     for line in [*lines, *map(str, paths)]:
         if line:
             print(line)
