@@ -172,13 +172,9 @@ def candidates_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def padded_count(count: int, mesh: Mesh) -> int:
-    """The least number of runs that fills two or more chunks on every device of the mesh.
-
-    A loop over one chunk is compiled to other code, whose results differ in the last bits; with two
-    they are the same on any number of devices. A chunk without an active run costs nothing.
-    """
-    chunks = -(-count // (CHUNK * mesh.size))
-    return max(2, chunks) * CHUNK * mesh.size
+    """The least number of runs that fills chunks on every device of the mesh."""
+    multiple = CHUNK * mesh.size
+    return -(-count // multiple) * multiple
 
 
 def init_run(training: RankerTraining, seed: int, replicates: int, batch: ListBatch) -> RunState:
