@@ -14,7 +14,8 @@ from autoloss_jax.execution.programs import encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data
 from autoloss_jax.language.parsing import parse
-from autoloss_jax.screening import Directions, Probe, screen
+from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.screening import Directions, Probe, Screening, screen
 
 
 class Judgement(NamedTuple):
@@ -44,7 +45,7 @@ class Candidates:
             judged[loss] = Judgement("rejected" if reason else "", reason)
             if not reason:
                 new.append(loss)
-        for loss, verdict in zip(new, screen(new, self._probe), strict=True):
+        for loss, verdict in zip(new, self._screen(new), strict=True):
             twin = None if verdict.reason else self._directions.find(verdict.direction)
             if verdict.reason:
                 judged[loss] = Judgement("rejected", verdict.reason)
@@ -72,6 +73,17 @@ class Candidates:
         """The reward of a loss that was judged and, if it had to be, learned."""
         return self._rewards[loss]
 
+    def hand_designed(self, losses: Sequence[Expression]) -> list[str | None]:
+        """For each loss, the hand-designed one whose gradient it shares, if there is one."""
+        known = Directions()
+        names = list(HAND_DESIGNED)
+        for name, verdict in zip(names, self._screen([LOSSES[n] for n in names]), strict=True):
+            known.add(name, verdict.direction)
+        return [known.find(verdict.direction) for verdict in self._screen(losses)]
+
+    def _screen(self, losses: Sequence[Expression]) -> list[Screening]:
+        return screen(losses, self._probe)
+
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Knows again what a ledger's records say."""
         trained = []
@@ -80,7 +92,7 @@ class Candidates:
             self._rewards[loss] = -np.inf if record["reward"] is None else record["reward"]
             if record["status"] in ("trained", "failed"):
                 trained.append(loss)
-        for loss, verdict in zip(trained, screen(trained, self._probe), strict=True):
+        for loss, verdict in zip(trained, self._screen(trained), strict=True):
             self._directions.add(str(loss), verdict.direction)
 
 

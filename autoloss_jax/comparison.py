@@ -73,6 +73,8 @@ def compare(
             "validation": validation[k],
         }
     best_name = losses[best_hand].name
+    found = [k for k in worked if losses[k].kind == "found"]
+    best_found = max(found, key=lambda k: validation[k]) if found else None
     _correct(rows, best_name)
     failed = [c for k, c in enumerate(losses) if k not in worked]
     return {
@@ -80,6 +82,7 @@ def compare(
         "verdict": _verdict(rows, best_name, metric, any(c.kind == "found" for c in failed)),
         "metric": metric,
         "best_hand_designed": best_name,
+        "best_found": None if best_found is None else losses[best_found].name,
         "empty": empty,
         "queries": sum(len(flags[metric]) for flags in defined),
         "empty_queries": sum(int((~flags[metric]).sum()) for flags in defined),

@@ -24,7 +24,7 @@ from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import from_tokens
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.language.simplification import simplify
-from autoloss_jax.losses import resolve_loss
+from autoloss_jax.losses import HAND_DESIGNED, resolve_loss
 from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.models import make_model
 from autoloss_jax.proposers import make_proposer
@@ -353,8 +353,7 @@ class _Search:
 
     def finish(self) -> SearchResult:
         """Evaluates the hall of fame on fresh seeds and names the finalists."""
-        fame = sorted(self._fully_trained(), key=lambda r: (-_confident(r), r["index"]))
-        fame = fame[: self.config.hall_of_fame]
+        fame, rediscovered = self._hall_of_fame()
         losses = [parse(record["formula"]) for record in fame]
         outcomes = [
             self.proxy.run(losses, 1_000_003 + self.config.seed + k, halving=False).outcomes
@@ -371,8 +370,23 @@ class _Search:
         finalists.sort(key=lambda f: -(f.reward - f.reward_se))
         finalists = finalists[: self.config.finalists]
         if self.folder is not None:
-            write_json(self.folder.path / FINALISTS_FILE, self._describe(finalists))
+            described = self._describe(finalists) | {"rediscovered": rediscovered}
+            write_json(self.folder.path / FINALISTS_FILE, described)
         return SearchResult(finalists, self.records)
+
+    def _hall_of_fame(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The best records, by a lower confidence bound, and the hand-designed losses among them.
+
+        A loss whose gradient points where a hand-designed one's does is not a find.
+        """
+        best = sorted(self._fully_trained(), key=lambda r: (-_confident(r), r["index"]))
+        best = best[: self.config.hall_of_fame + len(HAND_DESIGNED)]
+        equal = self.candidates.hand_designed([parse(record["formula"]) for record in best])
+        fame = [record for record, name in zip(best, equal, strict=True) if name is None]
+        rediscovered = [name for name in equal if name is not None]
+        if rediscovered:
+            logging.info("rediscovered among the best: %s", ", ".join(rediscovered))
+        return fame[: self.config.hall_of_fame], rediscovered
 
     def _describe(self, finalists: list[Finalist]) -> dict[str, Any]:
         return {
