@@ -81,8 +81,8 @@ def make_probe(queries: Queries, seed: int) -> Probe:
         others[row, :length] = np.roll(labels[row, :length], 1)
         mask[row, :length] = True
     scores = generator.normal(size=shape) * mask
-    scores, labels, others = (jnp.asarray(x, jnp.float32) for x in (scores, labels, others))
-    return Probe(scores, labels, others, jnp.asarray(mask))
+    numbers = [jnp.asarray(x, jnp.float32) for x in (scores, labels, others)]
+    return Probe(numbers[0], numbers[1], numbers[2], jnp.asarray(mask))
 
 
 def screen(losses: Sequence[Expression], probe: Probe) -> list[Screening]:
