@@ -98,6 +98,7 @@ def test_rows_say_what_the_design_says(result, found):
     means = [row["test"]["ndcg@10"]["mean"] for row in result["rows"]]
     assert means == sorted(means, reverse=True)
     assert result["folds"] == ["Fold1"]
+    assert result["best_found"] == "found 1"
     assert (result["seeds"], result["empty"], result["metric"]) == (2, "skip", "ndcg@10")
 
 
@@ -298,6 +299,7 @@ def test_a_loss_that_fails_is_left_out_and_named():
     defined = [{"ndcg@10": np.ones(2, bool)}]
     content = compare(losses, [[failed, fine]], defined, metric="ndcg@10", empty="skip", seed=0)
     assert content["failed"] == ["found 1"]
+    assert content["best_found"] is None
     assert [row["name"] for row in content["rows"]] == ["a"]
     assert content["verdict"].startswith("No found loss could be trained")
 

@@ -293,6 +293,29 @@ def test_equal_losses_share_one_reward(data):
     assert [tuple(j) for j in again.values()] == [("duplicate", "seen before")] * 2
 
 
+def test_a_rediscovered_loss_is_no_finalist(data, monkeypatch):
+    known = Candidates(make_probe(data.folds[0].train, 0))
+    twin = parse(f"2 * {LOSSES['mse']} + 1")
+    new = parse("sum_ij(square(relu(2 - (s_i - s_j))), where=y_i > y_j)")
+    assert known.hand_designed([twin, new, LOSSES["softmax"]]) == ["mse", None, "softmax"]
+
+    def propose(state, count):
+        return state, proposed
+
+    original = PROPOSERS["random"](max_tokens=16)
+    state = original.init(0)
+    _, proposed = original.propose(state, CONFIG.proposals)
+    monkeypatch.setattr(
+        search_module, "make_proposer", lambda *_, **__: original._replace(propose=propose)
+    )
+    monkeypatch.setattr(search_module, "from_tokens", lambda row: next(losses))
+    names = ["ranknet", "mse", "listnet", "softmax"]
+    losses = iter([twin, new, *(LOSSES[name] for name in names)] + [twin] * CONFIG.proposals)
+    proxy = dataclasses.replace(PROXY, keep=1.0)
+    result = search(data, dataclasses.replace(CONFIG, budget=1, proxy=proxy))
+    assert [f.expression for f in result.finalists] == [simplify(new)]
+
+
 def test_what_the_batched_path_cannot_hold_is_refused(data):
     known = Candidates(make_probe(data.folds[0].train, 0))
     loss = parse("sum_i(y_i * sum_j(s_i * s_j))")
