@@ -90,7 +90,8 @@ class ProxyConfig:
 class Outcome(NamedTuple):
     """What became of one candidate."""
 
-    reward: float  # mean difference to the reference; -inf if the run turned non-finite
+    reward: float  # mean difference to the reference, at most that of any candidate trained longer;
+    # -inf if the run turned non-finite
     reward_se: float  # its standard error over the queries
     ndcg: float  # mean over the queries with a relevant document
     steps: int  # updates it was trained for
@@ -194,9 +195,9 @@ class ProxyTraining:
                     order[self._slot(place)] = at[run]
                 states = spread_runs(self.mesh, states, order)
                 at = {run: self._slot(place) for place, run in enumerate(kept)}
-        outcomes = [
-            _outcome(*found[run], reference_values[found[run][1]]) for run in range(1, len(runs))
-        ]
+        outcomes = _ordered_by_rung(
+            [_outcome(*found[run], reference_values[found[run][1]]) for run in range(1, len(runs))]
+        )
         best = max(at, key=lambda run: outcomes[run - 1].reward if run else 0.0)
         one = {name: jax.tree.map(lambda x, s=s: jnp.asarray(np.asarray(x)[:, s : s + 1]), states)
                for name, s in (("best", at[best]), ("reference", at[0]))}  # fmt: skip
@@ -248,3 +249,15 @@ def _outcome(values: np.ndarray, steps: int, reference: np.ndarray) -> Outcome:
     return Outcome(
         float(differences.mean()), float(error), float(values.mean()), steps, differences
     )
+
+
+def _ordered_by_rung(outcomes: list[Outcome]) -> list[Outcome]:
+    """Caps rewards, so that none that a rung stopped is above one that it let pass."""
+    ordered = list(outcomes)
+    cap = np.inf
+    for steps in sorted({outcome.steps for outcome in outcomes}, reverse=True):
+        level = [k for k, outcome in enumerate(outcomes) if outcome.steps == steps]
+        for k in level:
+            ordered[k] = ordered[k]._replace(reward=min(ordered[k].reward, cap))
+        cap = min((r for k in level if np.isfinite(r := ordered[k].reward)), default=cap)
+    return ordered

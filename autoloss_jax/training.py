@@ -30,6 +30,10 @@ from autoloss_jax.metrics import ndcg_per_query
 CHUNK = 4
 """Runs trained side by side on one device: fewer leave the processor idle, more the cache."""
 
+_ADAM = optax.scale_by_adam(eps=1e-6)
+"""Gradients have norm 1, so eps is far below any entry that matters, and far above rounding, which
+is all that the output's bias gets from a loss of score differences."""
+
 ScoreGradient = Callable[[Any, Array, Array, Array], Array]
 """`(loss, scores, labels, mask) -> gradient`, all but the loss [queries, list]."""
 
@@ -70,7 +74,7 @@ class RankerTraining:
     def init(self, key: Array, batch: ListBatch) -> RunState:
         """A fresh run; `batch` gives the shapes only."""
         params = self.model.init(key, batch.features[:1], batch.mask[:1])
-        return RunState(params, optax.scale_by_adam().init(params), jnp.asarray(True))
+        return RunState(params, _ADAM.init(params), jnp.asarray(True))
 
     def step(
         self, state: RunState, loss: Any, learning_rate: Array, batch: Sequence[ListBatch]
@@ -91,7 +95,7 @@ class RankerTraining:
         (gradient,) = pull_back(gradients)
         norm = optax.tree.norm(gradient)
         gradient = jax.tree.map(lambda g: g / jnp.where(norm > 0, norm, 1.0), gradient)
-        update, optimizer = optax.scale_by_adam().update(gradient, state.optimizer)
+        update, optimizer = _ADAM.update(gradient, state.optimizer)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
 
         finite = jnp.isfinite(norm)

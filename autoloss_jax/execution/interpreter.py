@@ -11,6 +11,7 @@ queries are taken in tiles, and all candidates pass over one tile before the nex
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,40 +52,58 @@ _FIRST_DOCUMENT_RESULT = DOCUMENT_LEAVES.index("document stage 0")
 _TANGENTS = max(1 + MAX_PAIR_STAGES, MAX_DOCUMENT_STAGES)
 
 
-def _pair_workspace(tile_size: int, length: int) -> Registers:
-    """Pair registers, flat, which the compiler vectorises best; one tangent, by s_i - s_j.
+class _Workspace(NamedTuple):
+    """Register files, flat, which the compiler vectorises best.
 
-    Handed on from candidate to candidate and from tile to tile: what is read was written before.
+    They are handed on from candidate to candidate and from tile to tile: what is read was written
+    before, by the tile or by the candidate, but for the tangents of document leaves, which last.
     """
-    empty = jnp.zeros((PAIR_WORK_REGISTERS, tile_size * length**2))
-    return Registers(empty, empty[:, None])
+
+    pair: Registers  # [registers, queries * list * list], one tangent, by s_i - s_j
+    # [registers, queries * list]; the query's numbers stand at each of its documents. Tangents are
+    # by s_i and by the pair stages' results in the document stages, and by the document stages'
+    # results in the query's, which reads no other leaf with a tangent.
+    document: Registers
 
 
-def _document_registers(program: Programs, tile: Tile, scores: Array) -> Registers:
-    """Document registers, flat, in which the query's numbers stand at each of its documents.
-
-    Tangents are by s_i and by the pair stages' results in the document stages, and by the document
-    stages' results in the query's, which reads no other leaf with a tangent.
-    """
-    shape = tile.labels.shape
-
-    def ranked(scores: Array) -> tuple[Array, Array]:
-        rank = queries.ranks(scores, tile.mask)
-        return rank, queries.discounts(rank)
-
-    nothing = jnp.zeros(shape)
-    rank, discount = lax.cond(program.uses_ranks, ranked, lambda _: (nothing, nothing), scores)
-    size, max_dcg = (jnp.broadcast_to(x[:, None], shape) for x in (tile.size, tile.max_dcg))
-    leaves = [scores, tile.labels, queries.gains(tile.labels), rank, discount, size, max_dcg]
-    unwritten = [nothing] * (MAX_PAIR_STAGES + MAX_DOCUMENT_STAGES + WORK_REGISTERS)
-    value = jnp.stack(leaves + unwritten).reshape(-1, nothing.size)
-    by = np.zeros((value.shape[0], _TANGENTS, 1), np.float32)
+def _workspace(tile_size: int, length: int) -> _Workspace:
+    pair = jnp.zeros((PAIR_WORK_REGISTERS, tile_size * length**2))
+    document = jnp.zeros((len(DOCUMENT_LEAVES) + WORK_REGISTERS, tile_size * length))
+    by = np.zeros((document.shape[0], _TANGENTS, 1), np.float32)
     by[DOCUMENT_LEAVES.index("s_i"), 0] = 1.0
     for k in range(MAX_PAIR_STAGES):
         by[_FIRST_PAIR_RESULT + k, 1 + k] = 1.0
     for k in range(MAX_DOCUMENT_STAGES):
         by[_FIRST_DOCUMENT_RESULT + k, k] = 1.0
-    return Registers(value, jnp.broadcast_to(by, (*by.shape[:2], nothing.size)))
+    tangent = jnp.broadcast_to(by, (*by.shape[:2], document.shape[1]))
+    return _Workspace(Registers(pair, pair[:, None]), Registers(document, tangent))
+
+
+def _load_labels(workspace: _Workspace, tile: Tile) -> _Workspace:
+    """Writes the document leaves that all candidates share."""
+    size, max_dcg = (
+        jnp.broadcast_to(x[:, None], tile.labels.shape) for x in (tile.size, tile.max_dcg)
+    )
+    leaves = {"y_i": tile.labels, "gain_i": queries.gains(tile.labels), "n": size,
+              "max_dcg": max_dcg}  # fmt: skip
+    value = workspace.document.value
+    for name, leaf in leaves.items():
+        value = value.at[DOCUMENT_LEAVES.index(name)].set(leaf.reshape(-1))
+    return workspace._replace(document=workspace.document._replace(value=value))
+
+
+def _load_scores(program: Programs, tile: Tile, document: Registers, scores: Array) -> Registers:
+    """Writes the document leaves of this candidate's scores."""
+
+    def ranked(scores: Array) -> tuple[Array, Array]:
+        rank = queries.ranks(scores, tile.mask)
+        return rank, queries.discounts(rank)
+
+    rank, discount = lax.cond(program.uses_ranks, ranked, lambda scores: (scores, scores), scores)
+    value = document.value
+    for name, leaf in (("s_i", scores), ("rank_i", rank), ("discount_i", discount)):
+        value = value.at[DOCUMENT_LEAVES.index(name)].set(leaf.reshape(-1))
+    return document._replace(value=value)
 
 
 def _pair_loads(document: Registers, shape: tuple[int, ...]) -> list[Branch]:
@@ -121,46 +140,54 @@ def _pair_result(tile: Tile, segment: Segments, pair: Registers) -> tuple[Dual, 
     return Dual(value.reshape(selected.shape), tangent.reshape(selected.shape)), selected
 
 
-def _pair_stages(
-    program: Programs, tile: Tile, pair: Registers, document: Registers
-) -> tuple[Registers, Registers, Array]:
+def _stage(segments: Segments, k: Array) -> Segments:
+    return jax.tree.map(lambda x: x[k], segments)
+
+
+def _stages(segments: Segments) -> Array:
+    """How many stages are in use; they come first."""
+    return jnp.sum(segments.reduction > 0)
+
+
+def _pair_stages(program: Programs, tile: Tile, workspace: _Workspace) -> tuple[_Workspace, Array]:
     """Runs the pair stages; their results become leaves of the documents.
 
-    Returns both register files and f32[stages, queries]: how many pairs each stage selects.
+    Also returns f32[stages, queries]: how many pairs each stage selects.
     """
     shape = tile.labels.shape
-    loads = _pair_loads(document, (*shape, shape[-1]))
+    loads = _pair_loads(workspace.document, (*shape, shape[-1]))
 
-    def stage(pair: Registers, segment: Segments) -> tuple[Registers, tuple[Array, Array]]:
+    def stage(k: Array, carry: tuple[Registers, Array, Array]) -> tuple[Registers, Array, Array]:
+        pair, results, counts = carry
+        segment = _stage(program.pair, k)
         pair = run_segment(segment, pair, loads)
 
-        def absent(pair: Registers) -> tuple[Array, Array]:
-            del pair
-            return jnp.zeros(shape), jnp.zeros(shape[:1])
-
         def reduced(reduce: Reduction) -> Callable[[Registers], tuple[Array, Array]]:
-            def present(pair: Registers) -> tuple[Array, Array]:
+            def apply(pair: Registers) -> tuple[Array, Array]:
                 dual, selected = _pair_result(tile, segment, pair)
                 return reduce(dual.value, selected)[0], jnp.sum(selected, (1, 2))
 
-            return present
+            return apply
 
-        branches = [absent, *(reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
-        return pair, lax.switch(segment.reduction, branches, pair)
+        branches = [reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:]]
+        result, count = lax.switch(segment.reduction - 1, branches, pair)
+        return pair, results.at[k].set(result.reshape(-1)), counts.at[k].set(count)
 
-    pair, (results, counts) = lax.scan(stage, pair, program.pair)
-    results = results.reshape(MAX_PAIR_STAGES, -1)
-    value = document.value.at[_FIRST_PAIR_RESULT:_FIRST_DOCUMENT_RESULT].set(results)
-    return pair, document._replace(value=value), counts
+    nothing = jnp.zeros((MAX_PAIR_STAGES, tile.labels.size))
+    start = (workspace.pair, nothing, jnp.zeros((MAX_PAIR_STAGES, shape[0])))
+    pair, results, counts = lax.fori_loop(0, _stages(program.pair), stage, start)
+    value = workspace.document.value.at[_FIRST_PAIR_RESULT:_FIRST_DOCUMENT_RESULT].set(results)
+    return _Workspace(pair, workspace.document._replace(value=value)), counts
 
 
 def _document_stages(
     program: Programs, tile: Tile, document: Registers, counts: Array
-) -> tuple[Dual, Array]:
+) -> tuple[Registers, Dual, Array]:
     """Runs the document stages and the query's.
 
-    Returns the loss f32[queries] with its slopes by the document stages' results, and their slopes
-    f32[stages, tangents, queries, list] by the score of each document and its pair stages' results.
+    Returns the registers, the loss f32[queries] with its slopes by the document stages' results,
+    and their slopes f32[stages, tangents, queries, list] by the score of each document and by its
+    pair stages' results.
     """
     shape = tile.labels.shape
 
@@ -174,77 +201,81 @@ def _document_stages(
     reductions = [REDUCTIONS[name] for name in DOCUMENT_REDUCTIONS[1:-MAX_PAIR_STAGES]]
     reductions += [mean_of_pairs(k) for k in range(MAX_PAIR_STAGES)]
 
-    def stage(
-        document: Registers, inputs: tuple[Array, Segments]
-    ) -> tuple[Registers, tuple[Dual, Array]]:
-        k, segment = inputs
+    def result(segment: Segments, document: Registers) -> Dual:
+        value, tangent = document.read(segment.result)
+        return Dual(value.reshape(shape), jnp.nan_to_num(tangent).reshape(-1, *shape))
+
+    def stage(k: Array, carry: tuple[Registers, Array]) -> tuple[Registers, Array]:
+        document, slopes = carry
+        segment = _stage(program.document, k)
         document = run_segment(segment, document)
-        dual = document.read(segment.result)
-        dual = Dual(dual.value.reshape(shape), jnp.nan_to_num(dual.tangent).reshape(-1, *shape))
 
-        def unreduced(dual: Dual) -> tuple[Array, Array]:
-            return jnp.zeros(shape[:1]), jnp.zeros(shape)
+        def reduced(reduce: Reduction) -> Callable[[Registers], tuple[Array, Array]]:
+            def apply(document: Registers) -> tuple[Array, Array]:
+                dual = result(segment, document)
+                value, weights = reduce(dual.value, tile.documents(segment.where))
+                row = jnp.broadcast_to(value[:, None], shape).reshape(-1)
+                return row, weights * dual.tangent
 
-        def reduced(reduce: Reduction) -> Callable[[Dual], tuple[Array, Array]]:
-            return lambda dual: reduce(dual.value, tile.documents(segment.where))
+            return apply
 
-        result, weights = lax.switch(
-            segment.reduction, [unreduced, *map(reduced, reductions)], dual
-        )
-        row = jnp.broadcast_to(result[:, None], shape).reshape(-1)
-        # The query's stage comes last and writes, where nothing reads any more, a work register.
+        def loss(document: Registers) -> tuple[Array, Array]:
+            # Not reduced. With every stage in use its row is a work register, the one in which its
+            # result stands if it stands in any.
+            return result(segment, document).value.reshape(-1), jnp.zeros(slopes.shape[1:])
+
+        row, slope = lax.switch(segment.reduction, [loss, *map(reduced, reductions)], document)
         value = document.value.at[_FIRST_DOCUMENT_RESULT + k].set(row)
-        own = Dual(dual.value[:, 0], dual.tangent[:, :, 0])
-        return document._replace(value=value), (own, weights * dual.tangent)
+        return document._replace(value=value), slopes.at[k].set(slope)
 
-    numbered = (jnp.arange(MAX_DOCUMENT_STAGES + 1), program.document)
-    _, (values, slopes) = lax.scan(stage, document, numbered)
-    loss, by_stages = values.value[-1], finite(values.tangent[-1, :MAX_DOCUMENT_STAGES])
+    count = _stages(program.document)
+    slopes = jnp.zeros((MAX_DOCUMENT_STAGES + 1, _TANGENTS, *shape))
+    document, slopes = lax.fori_loop(0, count + 1, stage, (document, slopes))
+    dual = result(_stage(program.document, count), document)
+    value, by_stages = dual.value[:, 0], finite(dual.tangent[:MAX_DOCUMENT_STAGES, :, 0])
     # A saturated loss has no slope.
-    by_stages = jnp.where(jnp.abs(loss) < LARGE, by_stages, 0.0)
-    return Dual(finite(loss), by_stages), slopes[:-1]
+    by_stages = jnp.where(jnp.abs(value) < LARGE, by_stages, 0.0)
+    return document, Dual(finite(value), by_stages), slopes[:MAX_DOCUMENT_STAGES]
 
 
 def _through_pairs(
-    tile: Tile, segment: Segments, pair: Registers, cotangent: Array, gradient: Array
+    program: Programs, tile: Tile, pair: Registers, cotangents: Array, gradient: Array
 ) -> Array:
-    """Adds what a pair stage passes on to the scores, of f32[queries, list] for its results."""
+    """Adds what the pair stages pass on to the scores, of f32[stages, queries, list]."""
 
-    def absent(pair: Registers) -> Array:
-        del pair
-        return gradient
+    def stage(k: Array, gradient: Array) -> Array:
+        segment = _stage(program.pair, k)
 
-    def reduced(reduce: Reduction) -> Callable[[Registers], Array]:
-        def present(pair: Registers) -> Array:
-            dual, selected = _pair_result(tile, segment, pair)
-            weights = reduce(dual.value, selected)[1]
-            pull = finite(cotangent[:, :, None] * (weights * jnp.nan_to_num(dual.tangent)))
-            return gradient + jnp.sum(pull, 2) - jnp.sum(pull, 1)
+        def reduced(reduce: Reduction) -> Callable[[Registers], Array]:
+            def apply(pair: Registers) -> Array:
+                dual, selected = _pair_result(tile, segment, pair)
+                weights = reduce(dual.value, selected)[1]
+                cotangent = cotangents[k][:, :, None]
+                pull = finite(cotangent * (weights * jnp.nan_to_num(dual.tangent)))
+                return jnp.sum(pull, 2) - jnp.sum(pull, 1)
 
-        return present
+            return apply
 
-    branches = [absent, *(reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:])]
-    return lax.switch(segment.reduction, branches, pair)
+        branches = [reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:]]
+        return gradient + lax.switch(segment.reduction - 1, branches, pair)
+
+    return lax.fori_loop(0, _stages(program.pair), stage, gradient)
 
 
 def _loss_and_gradient(
-    program: Programs, tile: Tile, pair: Registers, scores: Array
-) -> tuple[Registers, tuple[Array, Array]]:
+    program: Programs, tile: Tile, workspace: _Workspace, scores: Array
+) -> tuple[_Workspace, tuple[Array, Array]]:
     """One candidate's loss f32[queries] over a tile, and its gradient f32[queries, list]."""
     scores = jnp.where(tile.mask, scores, 0.0)
-    document = _document_registers(program, tile, scores)
-    pair, document, counts = _pair_stages(program, tile, pair, document)
-    loss, slopes = _document_stages(program, tile, document, counts)
+    document = _load_scores(program, tile, workspace.document, scores)
+    workspace, counts = _pair_stages(program, tile, workspace._replace(document=document))
+    document, loss, slopes = _document_stages(program, tile, workspace.document, counts)
     # Chain rule, backwards: query -> document stages -> scores and pair stages -> scores.
     by_document = jnp.sum(loss.tangent[:, None, :, None] * slopes, 0)
-
-    def through_pairs(gradient: Array, inputs: tuple[Segments, Array]) -> tuple[Array, None]:
-        segment, cotangent = inputs
-        return _through_pairs(tile, segment, pair, cotangent, gradient), None
-
-    stages = (program.pair, by_document[1 : 1 + MAX_PAIR_STAGES])
-    gradient, _ = lax.scan(through_pairs, by_document[0], stages)
-    return pair, (loss.value, jnp.where(tile.mask, finite(gradient), 0.0))
+    cotangents = by_document[1 : 1 + MAX_PAIR_STAGES]
+    gradient = _through_pairs(program, tile, workspace.pair, cotangents, by_document[0])
+    gradient = jnp.where(tile.mask, finite(gradient), 0.0)
+    return workspace._replace(document=document), (loss.value, gradient)
 
 
 def losses_and_gradients(
@@ -272,20 +303,20 @@ def losses_and_gradients(
         return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
     def over_tile(
-        pair: Registers, inputs: tuple[Array, Array, Array]
-    ) -> tuple[Registers, tuple[Array, Array]]:
+        workspace: _Workspace, inputs: tuple[Array, Array, Array]
+    ) -> tuple[_Workspace, tuple[Array, Array]]:
         labels, mask, scores = inputs
         tile = tile_of(labels, mask)
 
         def candidate(
-            pair: Registers, inputs: tuple[Programs, Array]
-        ) -> tuple[Registers, tuple[Array, Array]]:
-            return _loss_and_gradient(inputs[0], tile, pair, inputs[1])
+            workspace: _Workspace, inputs: tuple[Programs, Array]
+        ) -> tuple[_Workspace, tuple[Array, Array]]:
+            return _loss_and_gradient(inputs[0], tile, workspace, inputs[1])
 
-        return lax.scan(candidate, pair, (programs, scores))
+        return lax.scan(candidate, _load_labels(workspace, tile), (programs, scores))
 
     inputs = (tiled(labels, 0), tiled(mask, 0), tiled(scores, 1))
-    losses, gradients = lax.scan(over_tile, _pair_workspace(tile_size, length), inputs)[1]
+    losses, gradients = lax.scan(over_tile, _workspace(tile_size, length), inputs)[1]
     # [tiles, candidates, tile_size, ...] -> [candidates, queries, ...]
     losses = jnp.moveaxis(losses, 0, 1).reshape(scores.shape[0], -1)[:, :count]
     gradients = jnp.moveaxis(gradients, 0, 1).reshape(scores.shape[0], -1, length)[:, :count]

@@ -90,7 +90,7 @@ class Programs(NamedTuple):
     """Encoded losses, a pytree of arrays whose first axis is the candidate."""
 
     pair: Segments
-    document: Segments  # the last segment is the query's: it computes the loss, and is not reduced
+    document: Segments  # behind the stages in use, the query's, which computes the loss
     uses_ranks: Array  # bool[candidates]
 
     @property
@@ -186,7 +186,7 @@ class _Segment:
 
 
 def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment]]:
-    """The pair segments of one loss, and the document segments with the query's in last place."""
+    """The pair segments of one loss, and the document segments with the query's behind them."""
     pairs: list[_Segment] = []
     documents: list[_Segment] = []
 
@@ -234,8 +234,7 @@ def _encode_one(loss: Expression) -> tuple[list[_Segment], list[_Segment]]:
 
     query = _document_segment("query", _QUERY_REGISTERS)
     query.write(lift_documents(loss))
-    absent = [_document_segment("document", {})] * (MAX_DOCUMENT_STAGES - len(documents))
-    return pairs, [*documents, *absent, query]
+    return pairs, [*documents, query]
 
 
 def _document_segment(level: str, leaves: dict[Expression, int]) -> _Segment:
@@ -344,6 +343,7 @@ def _decode_one(program: Programs) -> Expression:
         pairs[k] = (body(program.pair, k, {}), condition)
         if reduction != NOTHING:
             leaves[f"pair stage {k}"] = apply(reduction, pairs[k][0], where=condition)
+    pair_stages = len(leaves)
     for k in range(MAX_DOCUMENT_STAGES):
         reduction = DOCUMENT_REDUCTIONS[int(program.document.reduction[k])]
         if reduction == NOTHING:
@@ -361,4 +361,4 @@ def _decode_one(program: Programs) -> Expression:
                 continue
         condition = where(DOCUMENT_CONDITIONS, int(program.document.where[k]))
         leaves[f"document stage {k}"] = apply(reduction, lower(node), where=condition)
-    return lower(body(program.document, MAX_DOCUMENT_STAGES, _QUERY_REGISTERS))
+    return lower(body(program.document, len(leaves) - pair_stages, _QUERY_REGISTERS))
