@@ -251,7 +251,8 @@ def test_no_call_after_the_first_compiles():
     trained()
     sizes = [f._cache_size() for f in (controller.sample, controller._update)]
     trained(rounds=2)
-    assert [f._cache_size() for f in (controller.sample, controller._update)] == sizes
+    later = [f._cache_size() for f in (controller.sample, controller._update)]
+    assert all(new <= old for new, old in zip(later, sizes, strict=True))
 
 
 def test_one_more_token_in_the_vocabulary_than_the_embedding_expects_would_be_noticed():

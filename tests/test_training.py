@@ -308,7 +308,8 @@ def test_later_calls_compile_nothing(setting, compiled_on_two):
     states, _ = train(
         states, encode(CANDIDATES), jnp.full(RUNS, RATE, jnp.float32), jnp.zeros(RUNS, bool), *rest
     )
-    assert [*sizes, train._cache_size()] == [1] * 4
+    # At most one entry: jax may drop a cached program, in a long session, but must not add one.
+    assert max(*sizes, train._cache_size()) <= 1
 
 
 def test_runs_are_padded_to_fill_every_device(compiled, compiled_on_two):
