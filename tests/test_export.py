@@ -282,3 +282,8 @@ def test_best_loss_is_a_module_below_its_comment(tmp_path):
 
 def test_a_literal_loss_is_a_number(tmp_path):
     assert float(load(tmp_path, export_source(literal(2.5), "numpy")).loss([0.0], [0.0])) == 2.5
+
+
+def test_the_power_of_a_fraction_has_brackets():
+    latex = export_source("mean_i(square(s_i / (1 + y_i)))", "latex")
+    assert r"{\left(\frac{s_i}{1 + y_i}\right)}^2" in latex

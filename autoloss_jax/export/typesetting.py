@@ -45,7 +45,11 @@ def _typeset(node: Expression, to: Notation) -> tuple[str, int]:
     if node.op in REDUCTIONS:
         return _reduction(node, to)
     if node.op in _POWERS:
-        return to.power(_within(node.args[0], to, _ATOM), _POWERS[node.op]), 4
+        base = node.args[0]
+        inner = _within(base, to, _ATOM)
+        # A fraction needs no brackets, but for an exponent that would seem its numerator's.
+        inner = to.parentheses(inner) if base.op == "div" else inner
+        return to.power(inner, _POWERS[node.op]), 4
     if node.op in RELATIONS:
         return to.relation(node.op, [_typeset(arg, to)[0] for arg in node.args]), 0
     precedence = _ATOM if node.op in _BRACKETED else OPERATORS[node.op].precedence
