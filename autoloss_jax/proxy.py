@@ -9,7 +9,7 @@ Jamieson and Talwalkar 2016): all candidates train a little, the better share tr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -130,14 +130,16 @@ class ProxyTraining:
         _, self._counted = evaluation_labels(self.evaluation)
         self.training = RankerTraining(model, program_score_gradient, config.metric_cutoff)
         self._train = train_runs(self.training, self.mesh)
-        self._plans: dict[int, list[BatchPlan]] = {}
+        # Rounds that start from scratch share one seed; others never come back to theirs.
+        self.fresh = lru_cache(maxsize=1)(self._init)
+        self._plan = lru_cache(maxsize=1)(self._draw)
 
     @cached_property
     def full_steps(self) -> int:
         """Updates of a candidate that passes every rung."""
         return sum(self.config.rungs) * self.config.rung_steps
 
-    def fresh(self, seed: int) -> RunState:
+    def _init(self, seed: int) -> RunState:
         """Untrained models [replicates, 1]."""
         return init_run(self.training, seed, self.config.folds, self.batches[0])
 
@@ -226,19 +228,17 @@ class ProxyTraining:
     def _rates(self) -> jax.Array:
         return jnp.full(self.slots, self.config.learning_rate, jnp.float32)
 
-    def _plan(self, seed: int) -> list[BatchPlan]:
+    def _draw(self, seed: int) -> list[BatchPlan]:
         """The batches of every block, the same whenever the seed is."""
-        if seed not in self._plans:
-            size, blocks = self.config.rung_steps, sum(self.config.rungs)
-            plan = draw_batches(
-                seed, self.buckets, self.folds, self.config.folds, size * blocks,
-                self.config.queries_per_step,
-            )  # fmt: skip
-            self._plans[seed] = [
-                jax.tree.map(lambda x, b=b: jnp.asarray(x[:, b * size : (b + 1) * size]), plan)
-                for b in range(blocks)
-            ]
-        return self._plans[seed]
+        size, blocks = self.config.rung_steps, sum(self.config.rungs)
+        plan = draw_batches(
+            seed, self.buckets, self.folds, self.config.folds, size * blocks,
+            self.config.queries_per_step,
+        )  # fmt: skip
+        return [
+            jax.tree.map(lambda x, b=b: jnp.asarray(x[:, b * size : (b + 1) * size]), plan)
+            for b in range(blocks)
+        ]
 
 
 def _outcome(values: np.ndarray, steps: int, reference: np.ndarray) -> Outcome:

@@ -322,7 +322,7 @@ class _Search:
     # --- stopping and going on ---
 
     def _state(self) -> dict[str, Any]:
-        models = self.models if self.models is not None else self.proxy.fresh(0)
+        models = self.models if self.models is not None else self.proxy.fresh(self.config.seed)
         return {
             "records": len(self.records),
             "proposer": self.proposer_state,
