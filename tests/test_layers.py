@@ -43,7 +43,7 @@ LAYERS = (
 )
 
 # Modules whose name differs from that of the distribution they come in.
-DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint", "tensorboardX": "tensorboardx"}
+DISTRIBUTIONS = {"absl": "absl-py", "tensorboardX": "tensorboardx"}
 
 
 def module_files(root: Path) -> dict[str, Path]:
