@@ -77,6 +77,8 @@ def _rewrite(node: Expression) -> Expression:
         return _rewrite_reduction(node)
     if node.op in ("eq", "ne", "and", "or"):
         return apply(node.op, *sorted(node.args, key=_order))
+    if node.op == LITERAL:
+        return literal(max(-LARGE, min(LARGE, node.value)))  # as it is when a loss runs
     if node.op not in OPERATORS:
         return node
     if all(arg.op == LITERAL for arg in node.args):
