@@ -21,13 +21,16 @@ from autoloss_jax.data import (
     BatchPlan,
     Dataset,
     Fold,
+    all_rows,
     bucket_queries,
     draw_batches,
     plan_buckets,
+    plan_labels,
     scale_fold,
 )
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
+from autoloss_jax.feed import Feed
 from autoloss_jax.files import read_json, write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
@@ -37,11 +40,9 @@ from autoloss_jax.runs import RunFolder
 from autoloss_jax.training import (
     RankerTraining,
     candidates_mesh,
-    evaluation_labels,
-    evaluation_of_all,
+    evaluate_runs,
     exact_score_gradient,
     init_run,
-    on_device,
     padded_count,
     program_score_gradient,
     spread_runs,
@@ -136,6 +137,7 @@ def effectiveness_test(
     *,
     hand_designed: Sequence[str] | None = None,
     out: str | None = None,
+    placement: str = "auto",
     on_progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
     """Tests found losses against hand-designed ones on every fold of the data set.
@@ -147,6 +149,7 @@ def effectiveness_test(
       config: the settings.
       hand_designed: names of LOSSES to compare with; all of HAND_DESIGNED by default.
       out: the run folder; None writes nothing.
+      placement: of the data, one of `feed.PLACEMENTS`; it changes no result.
       on_progress: called with a description and the share that is done.
 
     Returns:
@@ -156,14 +159,18 @@ def effectiveness_test(
     config.check()
     losses = contenders(expressions, hand_designed)
     if out is None:
-        return run_effectiveness(dataset, losses, config, None, on_progress=on_progress)
+        return run_effectiveness(
+            dataset, losses, config, None, placement=placement, on_progress=on_progress
+        )
     described = {
         "data": {"name": dataset.name, "sha256": dataset.sha256},
         "effectiveness": asdict(config),
         "losses": [str(c.expression) for c in losses],
     }
     with RunFolder.open(out, described) as folder:
-        return run_effectiveness(dataset, losses, config, folder, on_progress=on_progress)
+        return run_effectiveness(
+            dataset, losses, config, folder, placement=placement, on_progress=on_progress
+        )
 
 
 def clean_folds(dataset: Dataset) -> Dataset:
@@ -181,6 +188,7 @@ def run_effectiveness(
     folder: RunFolder | None,
     *,
     model: nn.Module | None = None,
+    placement: str = "auto",
     on_progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
     """Phase II in an open run folder; `model` overrides the config's."""
@@ -199,7 +207,7 @@ def run_effectiveness(
         def tell(share: float, number: int = number, name: str = fold.name) -> None:
             report(f"fold {name}", (number + share) / len(dataset.folds))
 
-        test = _FoldTest(scale_fold(fold, config.features), ranker, config)
+        test = _FoldTest(scale_fold(fold, config.features), ranker, config, placement)
         folds.append(test.run(losses, tell))
         defined.append(test.defined())
     result = compare(
@@ -219,7 +227,9 @@ def run_effectiveness(
 class _FoldTest:
     """Trains and evaluates all losses on one fold."""
 
-    def __init__(self, fold: Fold, model: nn.Module, config: EffectivenessConfig) -> None:
+    def __init__(
+        self, fold: Fold, model: nn.Module, config: EffectivenessConfig, placement: str = "auto"
+    ) -> None:
         for role, queries in (("validation", fold.validation), ("test", fold.test)):
             if not queries.has_relevant().any():
                 raise AutolossError(
@@ -228,12 +238,12 @@ class _FoldTest:
         self.config = config
         self.model = model
         self.mesh = candidates_mesh()
-        self.train = bucket_queries(fold.train, max_buckets=config.max_buckets)
-        self.batches = on_device(self.train)
+        train = bucket_queries(fold.train, max_buckets=config.max_buckets)
+        self.train = Feed(train, self.mesh, placement)
         lengths = np.concatenate([fold.validation.lengths, fold.test.lengths])
         bounds = plan_buckets(lengths, config.max_buckets)
-        self.validation = on_device(bucket_queries(fold.validation, bounds))
-        self.test = on_device(bucket_queries(fold.test, bounds))
+        self.validation = Feed(bucket_queries(fold.validation, bounds), self.mesh, placement)
+        self.test = Feed(bucket_queries(fold.test, bounds), self.mesh, placement)
 
     def run(self, losses: Sequence[Contender], tell: Callable[[float], None]) -> list[Tested]:
         """Losses that fit a batched program side by side, each other one by the exact path."""
@@ -259,31 +269,31 @@ class _FoldTest:
         config, rates = self.config, self.config.learning_rates
         gradient = program_score_gradient if batched else exact_score_gradient(losses[0])
         training = RankerTraining(self.model, gradient, config.metric_cutoff)
-        train = train_runs(training, self.mesh)
+        train, evaluate = train_runs(training, self.mesh), evaluate_runs(training, self.mesh)
         count = len(losses) * len(rates)
         runs = padded_count(count, self.mesh)
         padded = np.minimum(np.arange(runs), count - 1)
         programs = encode([losses[k] for k in padded // len(rates)]) if batched else None
         each_rate = jnp.asarray(np.array(rates, np.float32)[padded % len(rates)])
-        start = init_run(training, config.seed, config.seeds, self.batches[0])
+        start = init_run(training, config.seed, config.seeds, self.train.example)
         states = spread_runs(self.mesh, start, np.zeros(runs, int))
         best, best_value = (
             jax.tree.map(jnp.copy, states.params),
             np.full((config.seeds, runs), -np.inf),
         )
         best_step = np.zeros((config.seeds, runs), int)
-        evaluation = evaluation_of_all(self.validation, config.seeds)
-        _, counted = evaluation_labels(evaluation)
+        every = all_rows(self.validation.buckets, config.seeds)
+        _, counted = plan_labels(self.validation.buckets, every)
         for step in range(config.block_steps, config.max_steps + 1, config.block_steps):
             going = step - best_step.max(0) <= config.patience * config.block_steps
             going &= np.arange(runs) < count
             if not going.any():
                 break
-            states, values = train(
-                states, programs, each_rate, jnp.asarray(going), self.batches,
-                self._plan(step), evaluation,
-            )  # fmt: skip
-            means = np.array([np.asarray(values)[:, s][:, counted[s]].mean(1)
+            active = jnp.asarray(going)
+            for block in self.train.blocks([self._plan(step)]):
+                states = jax.block_until_ready(train(states, programs, each_rate, active, *block))
+            values = self.validation.evaluate(evaluate, states, active, every)
+            means = np.array([values[:, s][:, counted[s]].mean(1)
                               for s in range(config.seeds)], np.float64)  # fmt: skip
             better = (np.nan_to_num(means, nan=-np.inf) > best_value) & going
             best_value = np.where(better, means, best_value)
@@ -300,12 +310,12 @@ class _FoldTest:
         config = self.config
         plans = [
             draw_batches(
-                (config.seed + 1) * 7919 + step * 101 + s, self.train, None, 1, config.block_steps,
-                config.queries_per_step,
+                (config.seed + 1) * 7919 + step * 101 + s, self.train.buckets, None, 1,
+                config.block_steps, config.queries_per_step,
             )
             for s in range(config.seeds)
         ]  # fmt: skip
-        return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *plans)
+        return jax.tree.map(lambda *x: np.concatenate(x), *plans)
 
     def _test(
         self, params: Any, values: np.ndarray, steps: np.ndarray, runs: Sequence[int]
@@ -325,9 +335,10 @@ class _FoldTest:
     def defined(self) -> dict[str, np.ndarray]:
         """bool[queries] by metric: where it is defined, on the test queries."""
         flags: dict[str, list[np.ndarray]] = {name: [] for name in TEST_METRICS}
-        for batch in self.test:
+        for batch, count in self.test.lists():
             for name, metric in TEST_METRICS.items():
-                flags[name].append(np.asarray(metric(batch.labels, batch.labels, batch.mask)[1]))
+                defined = metric(batch.labels, batch.labels, batch.mask)[1]
+                flags[name].append(np.asarray(defined)[:count])
         return {name: np.concatenate(parts) for name, parts in flags.items()}
 
 
@@ -347,13 +358,14 @@ def _choose(better: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(pick, new, old)
 
 
-def _measure(model: nn.Module, params: Any, batches: Sequence) -> dict[str, np.ndarray]:
+def _measure(model: nn.Module, params: Any, queries: Feed) -> dict[str, np.ndarray]:
     """f64[queries] by metric."""
     values: dict[str, list[np.ndarray]] = {name: [] for name in TEST_METRICS}
-    for batch in batches:
+    for batch, count in queries.lists():
         scores = _scores(model, params, batch.features, batch.mask)
         for name, metric in TEST_METRICS.items():
-            values[name].append(np.asarray(metric(scores, batch.labels, batch.mask)[0], np.float64))
+            found = np.asarray(metric(scores, batch.labels, batch.mask)[0], np.float64)
+            values[name].append(found[:count])
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
 

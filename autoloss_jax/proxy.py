@@ -24,18 +24,18 @@ from autoloss_jax.data import (
     bucket_queries,
     draw_batches,
     held_out_rows,
+    plan_labels,
 )
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import Programs, encode
+from autoloss_jax.feed import Feed
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.training import (
     RankerTraining,
     RunState,
     candidates_mesh,
-    evaluation_labels,
-    evaluation_of,
+    evaluate_runs,
     init_run,
-    on_device,
     padded_count,
     program_score_gradient,
     spread_runs,
@@ -112,9 +112,12 @@ class ProxyTraining:
 
     def __init__(
         self, queries: Queries, model: nn.Module, reference: Expression, config: ProxyConfig,
-        capacity: int, seed: int,
+        capacity: int, seed: int, placement: str = "auto",
     ) -> None:  # fmt: skip
-        """`capacity`: the most candidates of a round, the reference not counted."""
+        """`capacity`: the most candidates of a round, the reference not counted.
+
+        `placement`: of the data, one of `feed.PLACEMENTS`; it changes no result.
+        """
         config.check()
         self.config = config
         self.capacity = capacity
@@ -123,13 +126,12 @@ class ProxyTraining:
         self.slots = padded_count(capacity + 1, self.mesh)
         self.buckets = bucket_queries(queries, max_buckets=config.max_buckets)
         self.folds = assign_folds(queries, config.folds, seed)
-        self.batches = on_device(self.buckets)
-        self.evaluation = evaluation_of(
-            self.batches, held_out_rows(self.buckets, self.folds, config.folds)
-        )
-        _, self._counted = evaluation_labels(self.evaluation)
+        self.feed = Feed(self.buckets, self.mesh, placement)
+        self._held_out = held_out_rows(self.buckets, self.folds, config.folds)
+        _, self._counted = plan_labels(self.buckets, self._held_out)
         self.training = RankerTraining(model, program_score_gradient, config.metric_cutoff)
         self._train = train_runs(self.training, self.mesh)
+        self._evaluate = evaluate_runs(self.training, self.mesh)
         # Rounds that start from scratch share one seed; others never come back to theirs.
         self.fresh = lru_cache(maxsize=1)(self._init)
         self._plan = lru_cache(maxsize=1)(self._draw)
@@ -141,7 +143,7 @@ class ProxyTraining:
 
     def _init(self, seed: int) -> RunState:
         """Untrained models [replicates, 1]."""
-        return init_run(self.training, seed, self.config.folds, self.batches[0])
+        return init_run(self.training, seed, self.config.folds, self.feed.example)
 
     def run(
         self,
@@ -170,17 +172,18 @@ class ProxyTraining:
         states = spread_runs(self.mesh, start, np.zeros(self.slots, int))
         at = {run: self._slot(run) for run in range(len(runs))}  # where each run in training is
         found: dict[int, tuple[np.ndarray, int]] = {}  # by run: its values and steps
-        plans = iter(self._plan(seed))
+        plans = self._plan(seed)
         reference_values: dict[int, np.ndarray] = {}  # by steps
-        steps = 0
+        steps = done = 0
         for rung, blocks in enumerate(self.config.rungs):
             programs, active = self._occupy(runs, at)
-            for _ in range(blocks):
-                states, measured = self._train(
-                    states, programs, self._rates, active, self.batches, next(plans),
-                    self.evaluation,
-                )  # fmt: skip
-            steps += blocks * self.config.rung_steps
+            for block in self.feed.blocks(plans[done : done + blocks]):
+                states = jax.block_until_ready(
+                    self._train(states, programs, self._rates, active, *block)
+                )
+            done += blocks
+            steps = done * self.config.rung_steps
+            measured = self.feed.evaluate(self._evaluate, states, active, self._held_out)
             values = np.asarray(measured, np.float64)[:, self._counted]
             reference_values[steps] = values[at[0]]
             if not np.isfinite(reference_values[steps]).all():
@@ -235,10 +238,7 @@ class ProxyTraining:
             seed, self.buckets, self.folds, self.config.folds, size * blocks,
             self.config.queries_per_step,
         )  # fmt: skip
-        return [
-            jax.tree.map(lambda x, b=b: jnp.asarray(x[:, b * size : (b + 1) * size]), plan)
-            for b in range(blocks)
-        ]
+        return [plan.part(b * size, (b + 1) * size) for b in range(blocks)]
 
 
 def _outcome(values: np.ndarray, steps: int, reference: np.ndarray) -> Outcome:

@@ -16,7 +16,7 @@ from absl import logging
 
 from autoloss_jax import canaries
 from autoloss_jax.candidates import Candidates, Judgement
-from autoloss_jax.data import TRANSFORMS, Dataset, Queries, fit_scaling
+from autoloss_jax.data import TRANSFORMS, Dataset, ListBatch, Queries, fit_scaling
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import read_json, write_json
@@ -37,6 +37,8 @@ SCHEDULES = ("from_scratch", "alternating")
 BARREN_ROUNDS = 100
 """After so many rounds without a loss to train, a search ends before its budget."""
 FINALISTS_FILE = "finalists.json"
+CANARY_QUERIES = 10_000
+"""The canaries of a search look at about so many of its queries."""
 _TRAINED = ("trained", "failed")  # the statuses of what was trained
 
 
@@ -130,6 +132,7 @@ def search(
     config: SearchConfig | None = None,
     *,
     out: str | None = None,
+    placement: str = "auto",
     on_round: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Searches a loss on the training queries of the data set's first fold.
@@ -138,6 +141,7 @@ def search(
       dataset: validation and test queries are not looked at.
       config: the settings.
       out: the run folder; a search that was interrupted there goes on. None writes nothing.
+      placement: of the data, one of `feed.PLACEMENTS`; it changes no result.
       on_round: called after each round.
 
     Raises:
@@ -149,10 +153,10 @@ def search(
     train = dataset.folds[0].train
     queries = fit_scaling(train, transform=config.features).apply(train)
     if out is None:
-        return run_search(queries, config, None, on_round=on_round)
+        return run_search(queries, config, None, placement=placement, on_round=on_round)
     described = {"data": {"name": dataset.name, "sha256": dataset.sha256}, "search": asdict(config)}
     with RunFolder.open(out, described) as folder:
-        return run_search(queries, config, folder, on_round=on_round)
+        return run_search(queries, config, folder, placement=placement, on_round=on_round)
 
 
 def run_search(
@@ -161,6 +165,7 @@ def run_search(
     folder: RunFolder | None,
     *,
     model: nn.Module | None = None,
+    placement: str = "auto",
     on_round: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Phase I on scaled training queries, in an open run folder; `model` overrides the config's."""
@@ -168,7 +173,7 @@ def run_search(
     done = None if folder is None else _read_finished(folder)
     if done is not None:
         return done
-    state = _Search(queries, config, model or make_model(config.model), folder)
+    state = _Search(queries, config, model or make_model(config.model), folder, placement)
     state.resume()
     state.check_metric()
     while state.trained < config.budget:
@@ -199,14 +204,15 @@ class _Search:
     """A search in progress: what is known, and how a round changes it."""
 
     def __init__(
-        self, queries: Queries, config: SearchConfig, model: nn.Module, folder: RunFolder | None
-    ) -> None:
+        self, queries: Queries, config: SearchConfig, model: nn.Module, folder: RunFolder | None,
+        placement: str,
+    ) -> None:  # fmt: skip
         self.config = config
         self.folder = folder
         self.reference = resolve_loss(config.reference)
         capacity = max(config.proposals, config.hall_of_fame)
         self.proxy = ProxyTraining(
-            queries, model, self.reference, config.proxy, capacity, config.seed
+            queries, model, self.reference, config.proxy, capacity, config.seed, placement
         )
         self.proposer = make_proposer(config.proposer, max_tokens=config.max_tokens)
         self.proposer_state = self.proposer.init(config.seed)
@@ -408,9 +414,15 @@ class _Search:
     ) -> tuple[jax.Array, jax.Array]:
         return ndcg_per_query(scores, labels, where=where, k=self.config.proxy.metric_cutoff)
 
+    def _canary_batches(self) -> list[ListBatch]:
+        return [
+            ListBatch(*(x[:count] for x in batch))
+            for batch, count in self.proxy.feed.lists(CANARY_QUERIES)
+        ]
+
     def check_metric(self) -> None:
         """The canary that needs no model. Raises CanaryError."""
-        canaries.check_constant_scores(self._metric, self.proxy.batches)
+        canaries.check_constant_scores(self._metric, self._canary_batches())
 
     def check_model(self, reference: RunState) -> None:
         """The canaries of a trained model, the reference's. Raises CanaryError."""
@@ -419,8 +431,9 @@ class _Search:
         def score(features: jax.Array, mask: jax.Array) -> jax.Array:
             return jnp.asarray(self.proxy.training.model.apply(params, features, mask))
 
-        canaries.check_document_order(self._metric, score, self.proxy.batches)
-        canaries.check_permuted_labels(self._metric, score, self.proxy.batches)
+        batches = self._canary_batches()
+        canaries.check_document_order(self._metric, score, batches)
+        canaries.check_permuted_labels(self._metric, score, batches)
         self.canaries_passed = True
         logging.info("canaries passed: constant scores, document order, permuted labels")
 

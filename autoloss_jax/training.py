@@ -1,10 +1,10 @@
 """Training rankers: one run, then many runs, then many devices.
 
 `RankerTraining` writes a training run for one model under one loss, as pure functions.
-`train_runs` lifts it: over *runs* (candidate losses or learning rates, side by side in chunks,
-spread over the devices), and over *replicates* (cross-validation folds or seeds, one after the
-other). All runs of a replicate start from the same weights and see the same batches, so that two
-of them can be compared in pairs and most of the noise cancels.
+`train_runs` and `evaluate_runs` lift it: over *runs* (candidate losses or learning rates, side by
+side in chunks, spread over the devices), and over *replicates* (cross-validation folds or seeds,
+one after the other). All runs of a replicate start from the same weights and see the same batches,
+so that two of them can be compared in pairs and most of the noise cancels.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from autoloss_jax.data import BatchPlan, Buckets, ListBatch
+from autoloss_jax.data import BatchPlan, ListBatch
 from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.execution.interpreter import program_gradient
 from autoloss_jax.language.expressions import Expression
@@ -44,14 +44,6 @@ class RunState(NamedTuple):
     params: Any
     optimizer: Any
     alive: Array  # bool[]: False once the run has turned non-finite, which freezes it
-
-
-class Evaluation(NamedTuple):
-    """Queries a replicate is evaluated on."""
-
-    batches: tuple[ListBatch, ...]
-    rows: tuple[Array, ...]  # per bucket i32[replicates, queries]
-    valid: tuple[Array, ...]  # per bucket bool[replicates, queries]
 
 
 @dataclass(frozen=True)
@@ -125,19 +117,23 @@ class RankerTraining:
 
         return lax.scan(step, state, plan)[0]
 
-    def evaluate(self, state: RunState, evaluation: Evaluation) -> Array:
-        """f32[queries]: NDCG@k of every query, 0 where undefined or not valid.
+    def evaluate(self, state: RunState, batches: Sequence[ListBatch], plan: BatchPlan) -> Array:
+        """f32[pieces, queries]: NDCG@k of every row of a plan, 0 where undefined or not valid.
 
-        NaN for a run that is not alive, or that its last update made non-finite.
+        NaN for a run that is not alive, and all over a piece that has a score that is not finite.
         """
-        values, finite = [], state.alive
-        for bucket, rows, valid in zip(*evaluation, strict=True):
-            part = _take(bucket, rows, valid)
-            scores: Any = self.model.apply(state.params, part.features, part.mask)
-            ndcg, _ = ndcg_per_query(scores, part.labels, where=part.mask, k=self.metric_cutoff)
-            values.append(ndcg)
-            finite &= _all_finite(scores, part.mask)
-        return jnp.where(finite, jnp.concatenate(values), jnp.nan)
+
+        def piece(plan: BatchPlan) -> Array:
+            values, finite = [], state.alive
+            for bucket, rows, valid in zip(batches, plan.rows, plan.valid, strict=True):
+                part = _take(bucket, rows, valid)
+                scores: Any = self.model.apply(state.params, part.features, part.mask)
+                ndcg, _ = ndcg_per_query(scores, part.labels, where=part.mask, k=self.metric_cutoff)
+                values.append(ndcg)
+                finite &= _all_finite(scores, part.mask)
+            return jnp.where(finite, jnp.concatenate(values), jnp.nan)
+
+        return lax.map(piece, plan)
 
 
 def _all_finite(scores: Array, mask: Array) -> Array:
@@ -194,87 +190,85 @@ def spread_runs(mesh: Mesh, states: RunState, order: np.ndarray) -> RunState:
     return jax.device_put(jax.tree.map(lambda x: x[:, order], states), sharding)
 
 
-def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., tuple[RunState, Array]]:
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """The arrays of a tree, whole on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., RunState]:
     """The compiled training of many runs; call it again to train on.
 
     Returns:
-      `(states, losses, learning_rates, active, batches, plan, evaluation) -> (states, values)` with
-      states [replicates, runs], losses (a pytree) and learning_rates [runs], active bool[runs]
-      (chunks of CHUNK runs of which none is active are left as they are, at no cost), plan rows
-      [replicates, steps, slots], and values f32[runs, replicates, queries], NDCG@k after the last
-      step. `runs` is a multiple of CHUNK times the devices of the mesh (`padded_count`).
+      `(states, losses, learning_rates, active, batches, plan) -> states` with states
+      [replicates, runs], losses (a pytree) and learning_rates [runs], active bool[runs] (chunks of
+      CHUNK runs of which none is active are left as they are, at no cost), and plan rows
+      [replicates, steps, slots]. `runs` is a multiple of CHUNK times the devices of the mesh
+      (`padded_count`).
     """
 
-    def one(
-        state: RunState, loss: Any, rate: Array, *, batches: Any, plan: Any, evaluation: Any
-    ) -> tuple[RunState, Array]:
-        state = training.train(state, loss, rate, batches, plan)
-        return state, training.evaluate(state, evaluation)
-
     def local(
-        states: RunState, losses: Any, rates: Array, active: Array, batches: Any, plan: Any,
-        evaluation: Evaluation,
-    ) -> tuple[RunState, Array]:  # fmt: skip
-        def chunked(x: Array) -> Array:
-            return x.reshape(-1, CHUNK, *x.shape[1:])
+        states: RunState, losses: Any, rates: Array, active: Array, batches: Any, plan: Any
+    ) -> RunState:
+        def replicate(inputs: Any) -> RunState:
+            states, plan = inputs
+            many = jax.vmap(partial(training.train, batches=batches, plan=plan))
 
-        def replicate(inputs: Any) -> tuple[RunState, Array]:
-            states, plan, rows, valid = inputs
-            held = Evaluation(evaluation.batches, rows, valid)
-            queries = sum(r.shape[0] for r in rows)
-            many = jax.vmap(partial(one, batches=batches, plan=plan, evaluation=held))
-
-            def chunk(inputs: Any) -> tuple[RunState, Array]:
-                states, losses, rates, active = inputs
+            def chunk(states: RunState, losses: Any, rates: Array, active: Array) -> RunState:
                 return lax.cond(
-                    jnp.any(active),
-                    lambda: many(states, losses, rates),
-                    lambda: (states, jnp.full((CHUNK, queries), jnp.nan)),
+                    jnp.any(active), lambda: many(states, losses, rates), lambda: states
                 )
 
-            inputs = jax.tree.map(chunked, (states, losses, rates, active))
-            states, values = lax.map(chunk, inputs)
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (states, values))
+            return _in_chunks(chunk, states, losses, rates, active)
 
-        states, values = lax.map(replicate, (states, plan, evaluation.rows, evaluation.valid))
-        return states, jnp.swapaxes(values, 0, 1)
+        return lax.map(replicate, (states, plan))
 
-    runs, each = P(None, "candidates"), P("candidates")
+    each = P("candidates")
+    return jax.jit(
+        _on_mesh(mesh, local, (_RUNS, each, each, each, P(), P()), _RUNS), donate_argnums=0
+    )
+
+
+def evaluate_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., Array]:
+    """The compiled evaluation of many runs.
+
+    Returns:
+      `(states, active, batches, plan) -> values` with states and active as for `train_runs`, plan
+      rows [replicates, pieces, slots], and values f32[runs, replicates, pieces * slots], NDCG@k.
+      Values of chunks that are not active are NaN.
+    """
+
+    def local(states: RunState, active: Array, batches: Any, plan: Any) -> Array:
+        shape = (CHUNK, plan.rows[0].shape[1], sum(rows.shape[2] for rows in plan.rows))
+
+        def replicate(inputs: Any) -> Array:
+            states, plan = inputs
+            many = jax.vmap(partial(training.evaluate, batches=batches, plan=plan))
+
+            def chunk(states: RunState, active: Array) -> Array:
+                return lax.cond(
+                    jnp.any(active), lambda: many(states), lambda: jnp.full(shape, jnp.nan)
+                )
+
+            return _in_chunks(chunk, states, active)
+
+        values = lax.map(replicate, (states, plan))
+        return jnp.swapaxes(values.reshape(*values.shape[:2], -1), 0, 1)
+
+    each = P("candidates")
+    return jax.jit(_on_mesh(mesh, local, (_RUNS, each, P(), P()), each))
+
+
+_RUNS = P(None, "candidates")  # of what leads with [replicates, runs]
+
+
+def _on_mesh(mesh: Mesh, local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
     # Parameters come in as sharded arguments and nothing is reduced over devices: the check of
     # varying axes would only demand casts of every constant the interpreter starts a loop from.
-    sharded = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(runs, each, each, each, P(), P(), P()),
-        out_specs=(runs, each),
-        check_vma=False,
-    )
-    return jax.jit(sharded, donate_argnums=0)
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def on_device(buckets: Buckets) -> tuple[ListBatch, ...]:
-    """The batches of buckets as device arrays."""
-    return jax.tree.map(jnp.asarray, buckets.batches)
-
-
-def evaluation_of(batches: tuple[ListBatch, ...], held_out: BatchPlan) -> Evaluation:
-    """What `held_out_rows` planned, as an Evaluation."""
-    rows, valid = (tuple(jnp.asarray(x[:, 0]) for x in part) for part in held_out)
-    return Evaluation(batches, rows, valid)
-
-
-def evaluation_of_all(batches: tuple[ListBatch, ...], replicates: int) -> Evaluation:
-    """Every query of the batches, for each replicate."""
-    rows = [np.tile(np.arange(len(b.labels), dtype=np.int32), (replicates, 1)) for b in batches]
-    valid = [np.ones_like(r, bool) for r in rows]
-    return Evaluation(batches, tuple(map(jnp.asarray, rows)), tuple(map(jnp.asarray, valid)))
-
-
-def evaluation_labels(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
-    """bool[replicates, queries], twice: which values are of a query, and of one with relevance."""
-    exists = np.concatenate([np.asarray(v) for v in evaluation.valid], 1)
-    relevant = []
-    for bucket, rows in zip(evaluation.batches, evaluation.rows, strict=True):
-        has = np.asarray(jnp.any((bucket.labels > 0) & bucket.mask, -1))
-        relevant.append(has[np.asarray(rows)])
-    return exists, exists & np.concatenate(relevant, 1)
+def _in_chunks(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Maps a function over chunks of CHUNK runs, which lead in all arrays, one after the other."""
+    chunked = jax.tree.map(lambda x: x.reshape(-1, CHUNK, *x.shape[1:]), arrays)
+    results = lax.map(lambda chunk: function(*chunk), chunked)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -37,7 +37,8 @@ UNFIT = parse("sum_ij(softplus(s_j - s_i) * (1 + 0 * sigmoid(s_i + s_j)), where=
 def compile_once():
     """All tests of this file train the same shapes, so they share one compiled program."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(effectiveness, "train_runs", functools.cache(effectiveness.train_runs))
+        for name in ("train_runs", "evaluate_runs"):
+            patch.setattr(effectiveness, name, functools.cache(getattr(effectiveness, name)))
         yield
 
 
@@ -62,10 +63,11 @@ def result(data, found, measured, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     original = effectiveness._measure
 
-    def spy(model, params, batches):
+    def spy(model, params, queries):
+        batches = [batch for batch, _ in queries.lists()]
         scores = [np.asarray(model.apply(params, b.features, b.mask)) for b in batches]
         measured.append((scores, batches))
-        return original(model, params, batches)
+        return original(model, params, queries)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(effectiveness, "_measure", spy)
@@ -173,9 +175,9 @@ def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
     def spy(training, mesh):
         train = original(training, mesh)
 
-        def call(states, programs, rates, active, batches, plan, evaluation):
+        def call(states, programs, rates, active, batches, plan):
             calls.append((np.asarray(rates)[: np.sum(active)], plan))
-            return train(states, programs, rates, active, batches, plan, evaluation)
+            return train(states, programs, rates, active, batches, plan)
 
         return call
 

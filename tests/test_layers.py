@@ -25,6 +25,7 @@ LAYERS = (
     "losses",
     "models",
     "training",
+    "feed",
     "canaries",
     "screening",
     "candidates",

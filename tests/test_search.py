@@ -46,7 +46,8 @@ def compile_once():
     class Shared(ProxyTraining):
         def __init__(self, *args):
             super().__init__(*args)
-            self._train = made.setdefault((self.slots, self.training.metric_cutoff), self._train)
+            key = self.slots, self.training.metric_cutoff
+            self._train, self._evaluate = made.setdefault(key, (self._train, self._evaluate))
 
     patch.setattr(search_module, "ProxyTraining", Shared)
     yield made

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from autoloss_jax.data import ListBatch, bucket_queries, draw_batches, scale_fold, synthetic
+from autoloss_jax.data import (
+    BatchPlan,
+    ListBatch,
+    all_rows,
+    bucket_queries,
+    draw_batches,
+    plan_labels,
+    scale_fold,
+    synthetic,
+)
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.interpreter import program_gradient
 from autoloss_jax.execution.programs import encode
@@ -18,15 +27,12 @@ from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.models import Linear
 from autoloss_jax.training import (
     CHUNK,
-    Evaluation,
     RankerTraining,
     RunState,
     candidates_mesh,
-    evaluation_labels,
-    evaluation_of_all,
+    evaluate_runs,
     exact_score_gradient,
     init_run,
-    on_device,
     padded_count,
     program_score_gradient,
     spread_runs,
@@ -65,25 +71,25 @@ class Setting:
     def __init__(self):
         queries = scale_fold(synthetic(num_queries=60, num_features=6, list_length=(3, 8)).folds[0])
         self.buckets = bucket_queries(queries.train, max_buckets=1)
-        self.batches = on_device(self.buckets)
+        self.batches = jax.tree.map(jnp.asarray, self.buckets.batches)
         folds = np.arange(len(queries.train)) % REPLICATES
         self.plan = jax.tree.map(
             jnp.asarray, draw_batches(0, self.buckets, folds, REPLICATES, STEPS, 12)
         )
-        self.evaluation = evaluation_of_all(self.batches, REPLICATES)
-        _, self.counted = evaluation_labels(self.evaluation)
+        self.every = all_rows(self.buckets, REPLICATES)
+        _, self.counted = plan_labels(self.buckets, self.every)
         self.training = RankerTraining(Small(), program_score_gradient, 5)
         self.start = init_run(self.training, 0, REPLICATES, self.batches[0])
 
-    def call(self, train, mesh, losses, *, rates=None, active=None, states=None):
+    def call(self, compiled, losses, *, rates=None, active=None, states=None):
         """States and values of sixteen runs under the given losses."""
+        train, evaluate, mesh = compiled
         if states is None:
             states = spread_runs(mesh, self.start, np.zeros(RUNS, int))
         rates = jnp.asarray(np.full(RUNS, RATE, np.float32) if rates is None else rates)
         active = jnp.asarray(np.ones(RUNS, bool) if active is None else active)
-        states, values = train(
-            states, encode(losses), rates, active, self.batches, self.plan, self.evaluation
-        )
+        states = train(states, encode(losses), rates, active, self.batches, self.plan)
+        values = evaluate(states, active, self.batches, self.every)
         return jax.tree.map(np.asarray, states), np.asarray(values)
 
 
@@ -95,19 +101,19 @@ def setting():
 @pytest.fixture(scope="module")
 def compiled(setting):
     mesh = candidates_mesh(jax.devices()[:1])
-    return train_runs(setting.training, mesh), mesh
+    return train_runs(setting.training, mesh), evaluate_runs(setting.training, mesh), mesh
 
 
 @pytest.fixture(scope="module")
 def compiled_on_two(setting):
     mesh = candidates_mesh()
     assert mesh.size == 2
-    return train_runs(setting.training, mesh), mesh
+    return train_runs(setting.training, mesh), evaluate_runs(setting.training, mesh), mesh
 
 
 @pytest.fixture(scope="module")
 def result(setting, compiled):
-    return setting.call(*compiled, CANDIDATES)
+    return setting.call(compiled, CANDIDATES)
 
 
 def assert_same(given, expected):
@@ -129,7 +135,7 @@ def mean_ndcg(setting, values):
 
 def test_training_under_a_known_loss_raises_ndcg(setting, compiled, result):
     nothing = np.zeros(RUNS, np.float32)
-    _, before = setting.call(*compiled, CANDIDATES, rates=nothing)
+    _, before = setting.call(compiled, CANDIDATES, rates=nothing)
     gain = mean_ndcg(setting, result[1]) - mean_ndcg(setting, before)
     assert (gain > 0.0).all(), gain
     assert gain.mean() > 0.02
@@ -182,7 +188,7 @@ def test_a_power_of_two_changes_no_bit(setting, compiled, result):
     """Dividing by the largest entry removes it without any rounding."""
     scaled = [parse(f"1024 * ({loss})") if k in (0, 1) else loss
               for k, loss in enumerate(CANDIDATES)]  # fmt: skip
-    states, _ = setting.call(*compiled, scaled)
+    states, _ = setting.call(compiled, scaled)
     for run in (0, 1):
         assert_same(at(states.params, run), at(result[0].params, run))
 
@@ -194,16 +200,16 @@ def test_queries_that_are_not_valid_contribute_nothing(setting):
     state = model.init(jax.random.key(1), batch[0])
     rows = jnp.array([[0, 1, 2, 3]])
     wild = (ListBatch(batch[0].features.at[2:].set(1e30), *batch[0][1:]),)
-    some = type(setting.plan)((rows,), (jnp.array([[True, True, False, False]]),))
-    few = type(setting.plan)((rows[:, :2],), (jnp.ones((1, 2), bool),))
+    some = BatchPlan((rows,), (jnp.array([[True, True, False, False]]),))
+    few = BatchPlan((rows[:, :2],), (jnp.ones((1, 2), bool),))
     expected = model.train(state, None, 0.1, batch, few)
     for given in (batch, wild):
         trained = model.train(state, None, 0.1, given, some)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), trained, expected)
-    fillers = type(setting.plan)((rows,), (jnp.zeros((1, 4), bool),))
+    fillers = BatchPlan((rows,), (jnp.zeros((1, 4), bool),))
     assert_same(model.train(state, None, 0.1, batch, fillers), state)
-    held = Evaluation(batch, (jnp.array([0, 1]),), (jnp.array([True, False]),))
-    assert model.evaluate(state, held)[1] == 0.0
+    held = BatchPlan((jnp.array([[0, 1]]),), (jnp.array([[True, False]]),))
+    assert model.evaluate(state, batch, held)[0, 1] == 0.0
 
 
 # --- runs side by side ---
@@ -211,7 +217,7 @@ def test_queries_that_are_not_valid_contribute_nothing(setting):
 
 def test_slot_and_neighbours_change_no_bit(setting, compiled, result):
     order = np.random.default_rng(0).permutation(RUNS)
-    states, values = setting.call(*compiled, [CANDIDATES[k] for k in order])
+    states, values = setting.call(compiled, [CANDIDATES[k] for k in order])
     assert_same(states, jax.tree.map(lambda x: x[:, order], result[0]))
     assert_same(values, result[1][order])
 
@@ -219,15 +225,15 @@ def test_slot_and_neighbours_change_no_bit(setting, compiled, result):
 def test_a_run_that_explodes_is_frozen_and_disturbs_nobody(setting, compiled, result):
     rates = np.full(RUNS, RATE, np.float32)
     rates[2] = 1e38
-    states, values = setting.call(*compiled, CANDIDATES, rates=rates)
+    states, values = setting.call(compiled, CANDIDATES, rates=rates)
     assert not states.alive[:, 2].any()
     assert np.isnan(values[2]).all()
     others = np.flatnonzero(np.arange(RUNS) != 2)
     assert_same(at(states, others), at(result[0], others))
     assert_same(values[others], result[1][others])
     # It stays as it was when it turned non-finite, however long the others train on.
-    again, values = setting.call(*compiled, CANDIDATES, states=spread_runs(
-        compiled[1], RunState(*(jax.tree.map(jnp.asarray, x) for x in states)),
+    again, values = setting.call(compiled, CANDIDATES, states=spread_runs(
+        compiled[-1], RunState(*(jax.tree.map(jnp.asarray, x) for x in states)),
         np.arange(RUNS)))  # fmt: skip
     assert_same(at(again, 2), at(states, 2))
     assert np.isnan(values[2]).all()
@@ -238,14 +244,13 @@ def test_a_run_that_its_last_update_made_non_finite_has_no_value(setting):
     state = training.init(jax.random.key(0), setting.batches[0])
     one = jax.tree.map(lambda x: x[0, :1], setting.plan)
     state = training.train(state, None, jnp.float32(3e38), setting.batches, one)
-    evaluation = Evaluation(setting.batches, *(tuple(x[0] for x in part)
-                                               for part in setting.evaluation[1:]))  # fmt: skip
-    assert np.isnan(training.evaluate(state, evaluation)).all()
+    every = jax.tree.map(lambda x: x[0], setting.every)
+    assert np.isnan(training.evaluate(state, setting.batches, every)).all()
 
 
 def test_inactive_chunks_are_left_unchanged(setting, compiled, result):
     active = np.arange(RUNS) >= CHUNK
-    states, values = setting.call(*compiled, CANDIDATES, active=active)
+    states, values = setting.call(compiled, CANDIDATES, active=active)
     expected = jax.tree.map(lambda x: np.repeat(np.asarray(x), CHUNK, 1), setting.start)
     assert_same(at(states, slice(CHUNK)), expected)
     assert np.isnan(values[:CHUNK]).all()
@@ -270,7 +275,7 @@ def test_devices_change_nothing(setting, compiled_on_two, result):
     """
     half = RUNS // 2
     order = np.r_[:half, half - 1 : -1 : -1]
-    states, values = setting.call(*compiled_on_two, [CANDIDATES[k] for k in order])
+    states, values = setting.call(compiled_on_two, [CANDIDATES[k] for k in order])
     back = np.arange(RUNS)[::-1][:half]  # the runs of the first device, on the second
     assert_same(at(states, slice(half)), at(states, back))
     assert_same(values[:half], values[back])
@@ -281,31 +286,32 @@ def test_devices_change_nothing(setting, compiled_on_two, result):
 
 
 def test_no_device_waits_for_another(setting, compiled_on_two):
-    train, mesh = compiled_on_two
-    arguments = (
-        spread_runs(mesh, setting.start, np.zeros(RUNS, int)), encode(CANDIDATES),
-        jnp.full(RUNS, RATE, jnp.float32), jnp.ones(RUNS, bool), setting.batches, setting.plan,
-        setting.evaluation,
+    train, evaluate, mesh = compiled_on_two
+    states, active = spread_runs(mesh, setting.start, np.zeros(RUNS, int)), jnp.ones(RUNS, bool)
+    lowered = train.lower(
+        states, encode(CANDIDATES), jnp.full(RUNS, RATE, jnp.float32), active, setting.batches,
+        setting.plan,
     )  # fmt: skip
-    compiled = train.lower(*arguments).compile().as_text()
-    collectives = r"all-reduce|all-gather|all-to-all|collective|reduce-scatter"
-    assert re.findall(collectives, compiled) == []
-    assert "num_partitions=2" in compiled
+    for part in (lowered, evaluate.lower(states, active, setting.batches, setting.every)):
+        compiled = part.compile().as_text()
+        collectives = r"all-reduce|all-gather|all-to-all|collective|reduce-scatter"
+        assert re.findall(collectives, compiled) == []
+        assert "num_partitions=2" in compiled
 
 
 def test_later_calls_compile_nothing(setting, compiled_on_two):
-    train, mesh = compiled_on_two
+    train, _, mesh = compiled_on_two
     states = spread_runs(mesh, setting.start, np.zeros(RUNS, int))
-    rest = (setting.batches, setting.plan, setting.evaluation)
+    rest = (setting.batches, setting.plan)
     sizes = []
     for losses, order in ((CANDIDATES, np.arange(RUNS)), (CANDIDATES[::-1], np.arange(RUNS)[::-1]),
                           ([LOSSES["mse"]] * RUNS, np.zeros(RUNS, int))):  # fmt: skip
-        states, _ = train(
+        states = train(
             states, encode(losses), jnp.full(RUNS, RATE, jnp.float32), jnp.ones(RUNS, bool), *rest
         )
         sizes.append(train._cache_size())
         states = spread_runs(mesh, states, order)
-    states, _ = train(
+    states = train(
         states, encode(CANDIDATES), jnp.full(RUNS, RATE, jnp.float32), jnp.zeros(RUNS, bool), *rest
     )
     # At most one entry: jax may drop a cached program, in a long session, but must not add one.
@@ -313,13 +319,13 @@ def test_later_calls_compile_nothing(setting, compiled_on_two):
 
 
 def test_runs_are_padded_to_fill_every_device(compiled, compiled_on_two):
-    assert [padded_count(n, compiled[1]) for n in (1, CHUNK, CHUNK + 1)] == [4, 4, 8]
-    assert [padded_count(n, compiled_on_two[1]) for n in (1, 8, 9)] == [8, 8, 16]
+    assert [padded_count(n, compiled[-1]) for n in (1, CHUNK, CHUNK + 1)] == [4, 4, 8]
+    assert [padded_count(n, compiled_on_two[-1]) for n in (1, 8, 9)] == [8, 8, 16]
 
 
 def test_start_is_not_used_up(setting, compiled):
     """Donation is of the spread copy: the models a caller starts from stay readable."""
-    setting.call(*compiled, CANDIDATES)
+    setting.call(compiled, CANDIDATES)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(setting.start.params))
 
 

@@ -99,7 +99,9 @@ def _search(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
         return
     reporter.begin("search")
     train = scale_fold(plan.search_fold, plan.search.features).train
-    result = run_search(train, plan.search, folder, on_round=reporter.on_round)
+    result = run_search(
+        train, plan.search, folder, placement=plan.placement, on_round=reporter.on_round
+    )
     trained = sum(record["status"] == "trained" for record in result.records)
     logging.info("search: %d candidates trained, %d finalists", trained, len(result.finalists))
 
@@ -120,8 +122,9 @@ def _test(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
     )  # fmt: skip
     reporter.begin("test")
     result = run_effectiveness(
-        plan.test_data, losses, plan.effectiveness, folder, on_progress=reporter.on_test
-    )
+        plan.test_data, losses, plan.effectiveness, folder, placement=plan.placement,
+        on_progress=reporter.on_test,
+    )  # fmt: skip
     reporter.on_tested(result)
 
 

@@ -14,6 +14,7 @@ from autoloss_jax.data import TRANSFORMS
 from autoloss_jax.effectiveness import EffectivenessConfig
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.export import TARGETS
+from autoloss_jax.feed import PLACEMENTS
 from autoloss_jax.metrics import EMPTY_CONVENTIONS
 from autoloss_jax.models import MODELS
 from autoloss_jax.proposers import LEAST_TOKENS, PROPOSERS
@@ -215,6 +216,13 @@ class CommandFlags:
                 _Number(int, 1),
                 "CPU devices that candidates are spread over; by default one a core. Accelerators "
                 "are all used in any case",
+            ),
+            self._enum(
+                "data_placement",
+                "auto",
+                PLACEMENTS,
+                "where the training reads its data: resident on the devices, or streamed to them "
+                "from the host's memory, to the same result; auto: resident where it fits",
             ),
             self._text(
                 "compilation_cache",

@@ -61,6 +61,7 @@ class Plan:
     effectiveness: EffectivenessConfig
     losses: Tested
     notes: tuple[str, ...]
+    placement: str  # of the data; no part of the configuration, for it changes no result
 
     @property
     def search_fold(self) -> Fold:
@@ -102,7 +103,7 @@ def make_plan(command: str, arguments: Sequence[str], values: flags.FlagValues) 
     line = ["autoloss", command, *arguments] + ([] if values.out else ["--out", str(out)])
     return Plan(
         out, shlex.join(line), dataset, values.fold, searched, tested, search, effectiveness,
-        losses, tuple(notes),
+        losses, tuple(notes), values.data_placement,
     )  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """Ranking data: LETOR text or synthetic queries to ragged arrays, scaled, bucketed and planned."""
 
 from autoloss_jax.data.batches import (
+    PIECE_DOCUMENTS,
     BatchPlan,
     Buckets,
+    all_rows,
     assign_folds,
     bucket_queries,
     draw_batches,
@@ -10,11 +12,13 @@ from autoloss_jax.data.batches import (
     pad_queries,
     padding_waste,
     plan_buckets,
+    plan_labels,
     slots_per_bucket,
 )
 from autoloss_jax.data.letor import load_letor, read_letor
 from autoloss_jax.data.queries import (
     Dataset,
+    FeatureView,
     Fold,
     ListBatch,
     Queries,
@@ -25,14 +29,17 @@ from autoloss_jax.data.scaling import TRANSFORMS, Scaling, fit_scaling, scale_fo
 from autoloss_jax.data.synthetic import synthetic
 
 __all__ = [
+    "PIECE_DOCUMENTS",
     "TRANSFORMS",
     "BatchPlan",
     "Buckets",
     "Dataset",
+    "FeatureView",
     "Fold",
     "ListBatch",
     "Queries",
     "Scaling",
+    "all_rows",
     "assign_folds",
     "bucket_queries",
     "concatenate",
@@ -44,6 +51,7 @@ __all__ = [
     "pad_queries",
     "padding_waste",
     "plan_buckets",
+    "plan_labels",
     "read_letor",
     "scale_fold",
     "slots_per_bucket",

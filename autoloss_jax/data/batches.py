@@ -7,30 +7,66 @@ longest list, so that padding does not dominate; a training step takes some rows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from autoloss_jax.data.queries import ListBatch, Queries
+from autoloss_jax.data.queries import CHUNK_DOCUMENTS, ListBatch, Queries
 from autoloss_jax.errors import AutolossError
 
+PIECE_DOCUMENTS = 1 << 17
+"""Rankers are evaluated on so many padded documents at a time, which bounds the memory it takes."""
 
-class Buckets(NamedTuple):
-    """All queries of a set, each in one bucket; no bucket is empty."""
 
-    batches: tuple[ListBatch, ...]  # one padded batch per bucket, shortest lists first
+@dataclass(frozen=True, eq=False)
+class Buckets:
+    """All queries of a set, each in one bucket, padded when read; no bucket is empty."""
+
+    queries: Queries
+    sizes: tuple[int, ...]  # the list length each bucket is padded to, increasing
     members: tuple[np.ndarray, ...]  # i64[rows]: the query at each row of the bucket
+
+    def __len__(self) -> int:
+        return len(self.sizes)
 
     @property
     def num_queries(self) -> int:
         return sum(len(rows) for rows in self.members)
 
+    @property
+    def padded_documents(self) -> int:
+        """Places for documents in all buckets, the padded ones included."""
+        return sum(len(rows) * size for rows, size in zip(self.members, self.sizes, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all batches."""
+        return self.padded_documents * (4 * self.queries.num_features + 4 + 1)
+
+    def batch(self, bucket: int, rows: np.ndarray | slice = slice(None)) -> ListBatch:
+        """Rows of a bucket, all by default, as numpy arrays."""
+        return pad_queries(self.queries, self.members[bucket][rows], self.sizes[bucket])
+
+    @property
+    def batches(self) -> tuple[ListBatch, ...]:
+        """One padded batch per bucket, shortest lists first; made anew at every reading."""
+        return tuple(self.batch(bucket) for bucket in range(len(self)))
+
 
 class BatchPlan(NamedTuple):
-    """Rows of every bucket, one array per bucket; where not ``valid`` the row is a filler, 0."""
+    """Rows of every bucket, one array per bucket; where not ``valid`` the row is a filler, 0.
+
+    The steps of a plan are training steps, or pieces of an evaluation.
+    """
 
     rows: tuple[np.ndarray, ...]  # i32[folds, steps, slots]
     valid: tuple[np.ndarray, ...]  # bool[folds, steps, slots]
+
+    def part(self, start: int, stop: int) -> BatchPlan:
+        """The steps from ``start`` to before ``stop``."""
+        rows, valid = (tuple(x[:, start:stop] for x in part) for part in self)
+        return BatchPlan(rows, valid)
 
 
 def plan_buckets(lengths: Sequence[int] | np.ndarray, max_buckets: int = 4) -> tuple[int, ...]:
@@ -96,8 +132,7 @@ def bucket_queries(
     bucket = np.searchsorted(chosen, lengths)
     members = [np.flatnonzero(bucket == b) for b in range(len(chosen))]
     filled = [(rows, size) for rows, size in zip(members, chosen, strict=True) if rows.size]
-    batches = tuple(pad_queries(queries, rows, size) for rows, size in filled)
-    return Buckets(batches, tuple(rows for rows, _ in filled))
+    return Buckets(queries, tuple(size for _, size in filled), tuple(rows for rows, _ in filled))
 
 
 def pad_queries(queries: Queries, rows: np.ndarray, size: int) -> ListBatch:
@@ -110,16 +145,20 @@ def pad_queries(queries: Queries, rows: np.ndarray, size: int) -> ListBatch:
     if lengths.size and lengths.max() > size:
         raise AutolossError(f"a list of {lengths.max()} documents, expected at most {size}")
     mask = np.arange(size) < lengths[:, None]
-    # Padding reads document 0, which exists, and is then set to 0.
-    documents = np.where(mask, queries.offsets[rows][:, None] + np.arange(size), 0)
-    features = np.where(mask[..., None], queries.features[documents], np.float32(0))
-    return ListBatch(features, np.where(mask, queries.labels[documents], np.float32(0)), mask)
+    documents = (queries.offsets[rows][:, None] + np.arange(size))[mask]
+    places = np.flatnonzero(mask)
+    features = np.zeros((mask.size, queries.num_features), np.float32)
+    for start in range(0, len(places), CHUNK_DOCUMENTS):
+        part = slice(start, start + CHUNK_DOCUMENTS)
+        features[places[part]] = queries.features[documents[part]]
+    labels = np.zeros(mask.shape, np.float32)
+    labels[mask] = queries.labels[documents]
+    return ListBatch(features.reshape(*mask.shape, -1), labels, mask)
 
 
 def padding_waste(buckets: Buckets) -> float:
     """The share of padded places among all places of the buckets, 0 to 1."""
-    places = sum(batch.mask.size for batch in buckets.batches)
-    return 1 - sum(int(batch.mask.sum()) for batch in buckets.batches) / places
+    return 1 - buckets.queries.num_documents / buckets.padded_documents
 
 
 def slots_per_bucket(buckets: Buckets, queries_per_step: int) -> tuple[int, ...]:
@@ -208,21 +247,53 @@ def assign_folds(queries: Queries, num_folds: int, seed: int) -> np.ndarray:
 
 
 def held_out_rows(buckets: Buckets, folds: np.ndarray, num_folds: int) -> BatchPlan:
-    """The rows held out in each fold, i32[folds, 1, most], to evaluate all folds in one call.
+    """The rows held out in each fold, i32[folds, pieces, slots], to evaluate all folds in one call.
 
     Raises:
         AutolossError: folds that do not fit the buckets.
     """
     held_out = _check_folds(buckets, folds, num_folds)
+    return _in_pieces(
+        buckets,
+        [
+            [np.flatnonzero(held_out[members] == fold) for fold in range(num_folds)]
+            for members in buckets.members
+        ],
+    )
+
+
+def all_rows(buckets: Buckets, replicates: int = 1) -> BatchPlan:
+    """Every row of the buckets, i32[replicates, pieces, slots], to evaluate on all queries."""
+    return _in_pieces(buckets, [[np.arange(len(m))] * replicates for m in buckets.members])
+
+
+def plan_labels(buckets: Buckets, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Of all rows of a plan, whether they are valid, and whether of a query with relevance.
+
+    Both bool[folds, queries], piece by piece and there bucket by bucket: the order in which values
+    of an evaluation come.
+    """
+    relevant = buckets.queries.has_relevant()
+    exists = np.concatenate(plan.valid, axis=-1)
+    has = [relevant[m][rows] for m, rows in zip(buckets.members, plan.rows, strict=True)]
+    flat = exists.reshape(len(exists), -1)
+    return flat, flat & np.concatenate(has, axis=-1).reshape(flat.shape)
+
+
+def _in_pieces(buckets: Buckets, groups: list[list[np.ndarray]]) -> BatchPlan:
+    """A plan of the rows `groups[bucket][fold]` in as few pieces of equal shape as may be."""
+    most = [max(len(rows) for rows in folds) for folds in groups]
+    documents = sum(count * size for count, size in zip(most, buckets.sizes, strict=True))
+    pieces = -(-documents // PIECE_DOCUMENTS)
     all_rows, all_valid = [], []
-    for members in buckets.members:
-        groups = [np.flatnonzero(held_out[members] == fold) for fold in range(num_folds)]
-        rows = np.zeros((num_folds, 1, max(len(group) for group in groups)), np.int32)
+    for folds, count in zip(groups, most, strict=True):
+        slots = -(-count // pieces)
+        rows = np.zeros((len(folds), pieces * slots), np.int32)
         valid = np.zeros(rows.shape, bool)
-        for fold, group in enumerate(groups):
-            rows[fold, 0, : len(group)], valid[fold, 0, : len(group)] = group, True
-        all_rows.append(rows)
-        all_valid.append(valid)
+        for fold, group in enumerate(folds):
+            rows[fold, : len(group)], valid[fold, : len(group)] = group, True
+        all_rows.append(rows.reshape(len(folds), pieces, slots))
+        all_valid.append(valid.reshape(len(folds), pieces, slots))
     return BatchPlan(tuple(all_rows), tuple(all_valid))
 
 

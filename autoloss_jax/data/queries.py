@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,9 @@ import numpy as np
 from autoloss_jax.errors import AutolossError
 
 MAX_LABEL = 31  # the gain 2**label - 1 and its sums stay far inside a 32-bit float
+
+CHUNK_DOCUMENTS = 1 << 14
+"""Features are computed and copied so many documents at a time, to keep temporary arrays small."""
 
 
 class ListBatch(NamedTuple):
@@ -22,27 +25,65 @@ class ListBatch(NamedTuple):
     mask: Any  # bool[queries, list], True at a real document
 
 
+class FeatureView:
+    """Features that are computed from others when they are read, so that no copy is kept.
+
+    `view[rows]` and `np.asarray(view)` are ordinary arrays, f32[..., features].
+    """
+
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(
+        self, source: np.ndarray | FeatureView, function: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        """`function` takes features f32[..., features] of any documents to features like them."""
+        self.source, self.function = source, function
+        self.shape: tuple[int, int] = source.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, tuple):  # documents and features
+            result: np.ndarray = np.asarray(self)[rows]
+            return result
+        return self.function(self.source[rows])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        result = np.empty(self.shape, np.float32)
+        for start in range(0, len(self), CHUNK_DOCUMENTS):
+            part = slice(start, start + CHUNK_DOCUMENTS)
+            result[part] = self[part]
+        return result if dtype is None else result.astype(dtype, copy=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Queries:
     """Ragged lists of documents; the arrays are converted, checked and made read-only.
+
+    Features may be memory-mapped, or a `FeatureView`: neither is copied.
 
     Raises:
         AutolossError: shapes that do not fit together, a query without documents, a value that is
             not finite as a 32-bit float, a label outside 0 to 31.
     """
 
-    features: np.ndarray  # f32[documents, features]
+    features: np.ndarray | FeatureView  # f32[documents, features]
     labels: np.ndarray  # f32[documents]
     offsets: np.ndarray  # i64[queries + 1]; documents of query q are offsets[q]:offsets[q + 1]
     query_ids: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name, dtype in (("features", np.float32), ("labels", np.float32)):
-            _set(self, name, _convert(getattr(self, name), dtype, name))
+        if not isinstance(self.features, FeatureView):
+            _set(self, "features", _convert(self.features, np.float32, "features"))
+        _set(self, "labels", _convert(self.labels, np.float32, "labels"))
         _set(self, "offsets", _convert(self.offsets, np.int64, "offsets"))
         object.__setattr__(self, "query_ids", tuple(str(name) for name in self.query_ids))
         _check_shapes(self)
-        _check_values(self)
+        _check_labels(self)
+        if not isinstance(self.features, FeatureView):  # of features that have been checked
+            _check_features(self.features)
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -139,7 +180,7 @@ def make_dataset(name: str, folds: Iterable[Fold]) -> Dataset:
         for part in (fold.train, fold.validation, fold.test):
             for array in (part.features, part.labels, part.offsets):
                 digest.update(repr((fold.name, array.shape, array.dtype.str)).encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(np.ascontiguousarray(array).data)
             digest.update(repr(part.query_ids).encode())
     return Dataset(name, folds, digest.hexdigest())
 
@@ -201,17 +242,22 @@ def _check_shapes(queries: Queries) -> None:
         raise AutolossError(f"query {name!r} has no documents, expected increasing offsets")
 
 
-def _check_values(queries: Queries) -> None:
+def _check_labels(queries: Queries) -> None:
     bad = np.flatnonzero(~np.isfinite(queries.labels) | (queries.labels < 0))
     bad = bad if bad.size else np.flatnonzero(queries.labels > MAX_LABEL)
     if bad.size:
         raise AutolossError(
             f"label {queries.labels[bad[0]]} of document {bad[0]}, expected 0 to {MAX_LABEL}"
         )
-    finite = np.isfinite(queries.features)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise AutolossError(
-            f"feature {column} of document {row} is {queries.features[row, column]}, expected a "
-            "finite 32-bit float"
-        )
+
+
+def _check_features(features: np.ndarray) -> None:
+    for start in range(0, len(features), CHUNK_DOCUMENTS):
+        part = features[start : start + CHUNK_DOCUMENTS]
+        finite = np.isfinite(part)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise AutolossError(
+                f"feature {column} of document {start + row} is {part[row, column]}, expected a "
+                "finite 32-bit float"
+            )

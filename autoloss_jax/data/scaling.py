@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoloss_jax.data.queries import Fold, Queries
+from autoloss_jax.data.queries import CHUNK_DOCUMENTS, FeatureView, Fold, Queries
 from autoloss_jax.errors import AutolossError
 
 TRANSFORMS = ("standardize", "log1p", "none")
@@ -31,7 +31,9 @@ class Scaling:
         return self.transform == "log1p"
 
     def apply(self, queries: Queries) -> Queries:
-        """The same queries with scaled features, computed in float64 and returned in float32.
+        """The same queries, whose features are scaled whenever they are read.
+
+        Computed in float64 and rounded to float32. The raw features stay the only ones in memory.
 
         Raises:
             AutolossError: queries with another number of features.
@@ -43,9 +45,14 @@ class Scaling:
             )
         if self.transform == "none":
             return queries
-        scaled = (_transformed(queries.features, self.transform) - self.mean) * self.scale
-        features = np.clip(scaled, -CLIP, CLIP).astype(np.float32)
+        features = FeatureView(queries.features, self._scale)
         return Queries(features, queries.labels, queries.offsets, queries.query_ids)
+
+    def _scale(self, features: np.ndarray) -> np.ndarray:
+        scaled = _transformed(features, self.transform)
+        scaled -= self.mean
+        scaled *= self.scale
+        return np.clip(scaled, -CLIP, CLIP, out=scaled).astype(np.float32)
 
 
 def fit_scaling(train: Queries, *, transform: str = "standardize") -> Scaling:
@@ -65,13 +72,26 @@ def fit_scaling(train: Queries, *, transform: str = "standardize") -> Scaling:
         raise AutolossError("no training documents, expected at least one to fit the scaling")
     if transform == "none":
         return Scaling(transform, np.zeros(train.num_features), np.ones(train.num_features))
-    values = _transformed(train.features, transform)
+    count, mean, squares = 0, np.zeros(train.num_features), np.zeros(train.num_features)
+    lowest, highest = np.full((2, train.num_features), [[np.inf], [-np.inf]])
+    for start in range(0, train.num_documents, CHUNK_DOCUMENTS):
+        values = _transformed(train.features[start : start + CHUNK_DOCUMENTS], transform)
+        lowest = np.minimum(lowest, values.min(axis=0))
+        highest = np.maximum(highest, values.max(axis=0))
+        own_mean = values.mean(axis=0)
+        values -= own_mean
+        own_squares = np.square(values, out=values).sum(axis=0)
+        # Chan, Golub and LeVeque 1983: the mean and sum of squares of two sets, from those of each.
+        step, total = own_mean - mean, count + len(values)
+        mean = mean + step * (len(values) / total)
+        squares = squares + own_squares + np.square(step) * (count * len(values) / total)
+        count = total
     # Equality, not a small deviation: rounding gives a constant column a deviation above zero.
-    constant = values.max(axis=0) == values.min(axis=0)
-    deviation = np.where(constant, 1.0, values.std(axis=0))
+    constant = lowest == highest
+    deviation = np.where(constant, 1.0, np.sqrt(squares / count))
     usable = ~constant & (deviation > 0)
     scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=usable)
-    return Scaling(transform, values.mean(axis=0), scale)
+    return Scaling(transform, mean, scale)
 
 
 def scale_fold(fold: Fold, transform: str = "standardize") -> Fold:
