@@ -43,11 +43,10 @@ def execute(
     go_on: GoOn,
 ) -> None:
     """Runs a command. Raises AutolossError for bad input, before anything is written."""
-    allowed = 1 if command == "report" else 0
-    if len(positional) > allowed:
+    if positional and command != "report":
         raise AutolossError(
-            f"unexpected argument '{positional[allowed]}': autoloss takes one command, and "
-            f"`autoloss {command}` {'one folder and' if allowed else 'nothing but'} flags"
+            f"unexpected argument '{positional[0]}': autoloss takes one command, and "
+            f"`autoloss {command}` nothing but flags"
         )
     if command in WORKING_COMMANDS:
         _work(command, arguments, values, go_on)
@@ -156,10 +155,12 @@ def _console() -> Console:
 
 
 def _report(positional: Sequence[str], values: flags.FlagValues) -> None:
-    folders = [*positional, *filter(None, [values.out])]
-    if len(folders) != 1:
-        raise AutolossError("expected one run folder: autoloss report DIR")
-    print(write_report(folders[0]))
+    if positional:
+        print(write_report(*positional, out=values.out))
+    elif values.out:  # as on every command, the run folder
+        print(write_report(values.out))
+    else:
+        raise AutolossError("expected a run folder, or several: autoloss report DIR ...")
 
 
 def _export(values: flags.FlagValues) -> None:

@@ -123,7 +123,15 @@ class CommandFlags:
                 self._define_group(group)
             self._define_machine()
         elif command == "report":
-            self._section("Flags", self._text("out", None, "the run folder, instead of DIR"))
+            self._section(
+                "Flags",
+                self._text(
+                    "out",
+                    None,
+                    "the file to write; by default report.html in DIR, or, for several, "
+                    "comparison.html in the current folder. Without DIR: the run folder",
+                ),
+            )
         elif command == "export":
             self._section(
                 "Flags",

@@ -6,7 +6,7 @@ SUMMARIES = {
     "run": "search a loss, test it against the hand-designed ones, write the report",
     "search": "the search alone (Phase I)",
     "test": "the effectiveness test alone (Phase II)",
-    "report": "write report.html of a run folder again",
+    "report": "write the page of a run again, or one that compares several runs",
     "export": "print a loss as source for jax, torch or numpy, or as LaTeX",
     "losses": "list the hand-designed losses",
 }
@@ -27,7 +27,10 @@ flags, or on other data.""",
 Trains fresh models to convergence under each loss and compares them on test queries: the finalists
 of --out if that is a searched folder, those of --from, and every --loss, against the hand-designed
 ones. A --loss that is a name counts as hand-designed.""",
-    "report": "Reads a run folder, finished or not, and writes report.html; nothing else changes.",
+    "report": """\
+Reads a run folder, finished or not, and writes its report.html; nothing else changes. Of several
+folders it writes one page that compares them: verdicts, best losses, settings that differ. They
+must be runs of the same data.""",
     "export": "The source is complete: it needs nothing but its target.",
     "losses": "Prints name, formula, paper, and where a loss differs from other implementations.",
 }
@@ -44,7 +47,10 @@ _EXAMPLES = {
         "autoloss test --from runs/search --data MQ2008/Fold1 --test_seeds 10",
         "autoloss test --hand_designed softmax,lambdarank --data MQ2008",
     ),
-    "report": ("autoloss report runs/first",),
+    "report": (
+        "autoloss report runs/first",
+        "autoloss report runs/mlp runs/linear --out mlp_or_linear.html",
+    ),
     "export": (
         "autoloss export --loss approx_ndcg --target torch",
         "autoloss export --from runs/first --target latex",
@@ -84,7 +90,7 @@ def overview() -> str:
 
 def explanation(command: str) -> str:
     """One command, its examples and its flags."""
-    argument = " DIR" if command == "report" else ""
+    argument = " DIR ..." if command == "report" else ""
     flags = CommandFlags(command).explain()
     parts = [
         f"autoloss {command}{argument}{' [flags]' if flags else ''}: {SUMMARIES[command]}",

@@ -1,51 +1,86 @@
-"""A run as one page to read, and as tables for the terminal."""
+"""A run as one page to read, several runs as another, and tables for the terminal."""
 
 import os
-from html import escape
-from importlib import resources
 from pathlib import Path
 
+from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import write_atomic
-from autoloss_jax.report import sections
+from autoloss_jax.report.page import page
 from autoloss_jax.report.reading import RunFiles, read_run
+from autoloss_jax.report.sections import (
+    comparison,
+    formula,
+    queries,
+    reproduction,
+    search,
+    shapes,
+    sizes,
+    verdict,
+)
+from autoloss_jax.report.several import several_html
 from autoloss_jax.report.tables import effectiveness_table, finalists_table
 
-__all__ = ["REPORT_FILE", "effectiveness_table", "finalists_table", "report_html", "write_report"]
+__all__ = [
+    "COMPARISON_FILE",
+    "REPORT_FILE",
+    "effectiveness_table",
+    "finalists_table",
+    "report_html",
+    "several_html",
+    "write_report",
+]
 
-REPORT_FILE = "report.html"
+REPORT_FILE, COMPARISON_FILE = "report.html", "comparison.html"
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Writes report.html into a run folder, from the folder's files alone, and returns its path.
+def write_report(
+    *folders: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
+) -> Path:
+    """Writes the page of a run, or one that compares several, and returns its path.
 
-    The page is self-contained, and the same files give the same page. A part whose file is not
-    there yet says so. Raises AutolossError if config.json is missing or a file is damaged.
+    The page is self-contained and made from the folders' files alone; the same files give the same
+    page. A part whose file is not there yet says so.
+
+    Args:
+      folders: one run folder, or several runs of the same data.
+      out: the file to write; by default report.html in the folder, or, for several,
+        comparison.html in the current folder.
+
+    Raises:
+      AutolossError: no folder, or one without config.json or with a damaged file; runs of
+        different data; `out` is a folder.
     """
-    path = Path(folder) / REPORT_FILE
-    write_atomic(path, report_html(read_run(folder)))
+    if not folders:
+        raise AutolossError("expected at least one run folder, got none")
+    if out is not None and Path(out).is_dir():
+        raise AutolossError(f"{out} is a folder: expected a file to write the page to")
+    if out is not None and not Path(out).parent.is_dir():
+        raise AutolossError(f"{out}: there is no folder {Path(out).parent} to write the page to")
+    runs = [read_run(folder) for folder in folders]
+    if len(runs) == 1:
+        path, html = Path(out or Path(folders[0]) / REPORT_FILE), report_html(runs[0])
+    else:
+        path, html = Path(out or COMPARISON_FILE), several_html(runs)
+    write_atomic(path, html)
     return path
 
 
 def report_html(run: RunFiles) -> str:
     """The page of a run."""
-    style = resources.files(__name__).joinpath("style.css").read_text(encoding="utf-8")
-    title = f"autoloss_jax: {escape(run.name)}"
-    content = "\n".join(
-        section(run)
-        for section in (
-            sections.verdict,
-            sections.best_loss,
-            sections.comparison,
-            sections.shapes,
-            sections.search_course,
-            sections.funnel,
-            sections.hall_of_fame,
-            sections.reproduction,
-        )
+    sections = (
+        formula.best_loss,
+        formula.use,
+        comparison.comparison,
+        queries.per_query,
+        shapes.shapes,
+        shapes.fields,
+        search.search_course,
+        search.funnel,
+        sizes.sizes,
+        sizes.hall_of_fame,
+        reproduction.cost,
+        reproduction.reproduction,
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<h1>{title}</h1>\n{content}\n</body>\n</html>\n"
+    return page(
+        f"autoloss_jax: {run.name}", verdict.verdict(run), [section(run) for section in sections]
     )

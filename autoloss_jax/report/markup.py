@@ -71,23 +71,53 @@ def code(content: Any) -> Html:
     return Html(f'<code class="formula">{escape(str(content))}</code>')
 
 
-def details(summary: str, content: Any) -> Html:
-    return Html(f"<details><summary>{escape(summary)}</summary>{text(content)}</details>")
+def badge(content: str) -> Html:
+    return Html(f'<span class="badge">{escape(content)}</span>')
 
 
-def section(title: str, *contents: Html) -> Html:
-    return Html(f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(contents) + "\n</section>")
+def details(summary: str, content: Any, style: str = "") -> Html:
+    """Content that unfolds; of style "listing" it stays folded on paper."""
+    return Html(
+        f'<details class="{escape(style)}"><summary>{escape(summary)}</summary>'
+        f"{text(content)}</details>"
+    )
 
 
-def figure(content: Html, caption: str) -> Html:
-    return Html(f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>")
+def facts(entries: Iterable[tuple[str, str, str]], style: str) -> Html:
+    """Name, value and remark of each fact: tiles of style "glance", or a "list"."""
+    items = []
+    for name, value, remark in entries:
+        note = f'<span class="remark">{escape(remark)}</span>' if remark else ""
+        items.append(
+            f'<div><dt>{escape(name)}</dt><dd><span class="value">{escape(value)}</span>{note}'
+            "</dd></div>"
+        )
+    return Html(f'<dl class="{escape(style)}">{"".join(items)}</dl>' if items else "")
+
+
+class Section:
+    """A part of the page. title: its heading. anchor: its id, for links. html: all of it."""
+
+    def __init__(self, title: str, anchor: str, *contents: Html) -> None:
+        self.title, self.anchor = title, anchor
+        self.html = Html(
+            f'<section id="{escape(anchor)}">\n<h2>{escape(title)}</h2>\n'
+            + "\n".join(contents)
+            + "\n</section>"
+        )
+
+
+def figure(content: Html, caption: str, heading: str = "") -> Html:
+    top = f"<h3>{escape(heading)}</h3>" if heading else ""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return Html(f"<figure>{top}{content}{below}</figure>")
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> Html:
-    """Style class and label of each line or dot of a chart."""
+    """Style class and label of each line, dot or mark of a chart."""
     items = []
     for style, label in entries:
-        path = "M16 6h0" if style == "dot" else "M0 6H32"
+        path = "M16 6h0" if style == "dot" or style.endswith("mark") else "M0 6H32"
         line = f'<path class="{escape(style)}" d="{path}"/>'
         line = f'<svg viewBox="0 0 32 12" aria-hidden="true">{line}</svg>'
         items.append(f"<span>{line}{escape(label)}</span>")

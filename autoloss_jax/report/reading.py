@@ -1,16 +1,49 @@
 """A run folder's files as the report reads them; what a run has not written yet is None."""
 
+import datetime
 import os
+import re
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import read_json, read_ledger
-from autoloss_jax.runs import CONFIG_FILE, LEDGER_FILE
+from autoloss_jax.runs import CONFIG_FILE, LEDGER_FILE, LOG_FILE
 
 FINALISTS_FILE, EFFECTIVENESS_FILE = "finalists.json", "effectiveness.json"
+PER_QUERY_FILE = "per_query.npz"
 DEFAULT_METRIC = "ndcg@10"
+
+
+class PerQuery(NamedTuple):
+    """The comparison metric of every loss on every test query."""
+
+    names: list[str]
+    query_ids: list[str]
+    values: np.ndarray  # f64[losses, queries], the mean over seeds
+
+    def difference(self, name: str, other: str) -> "QueryDifferences | None":
+        """Of two losses, where both have a value; None if a loss is not there or nothing is."""
+        if name not in self.names or other not in self.names:
+            return None
+        of = self.values[self.names.index(name)] - self.values[self.names.index(other)]
+        defined = np.isfinite(of)
+        if not defined.any():
+            return None
+        ids = [query for query, keep in zip(self.query_ids, defined, strict=True) if keep]
+        return QueryDifferences(ids, of[defined])
+
+
+class QueryDifferences(NamedTuple):
+    """How much better one loss is than another on each query."""
+
+    query_ids: list[str]
+    values: np.ndarray  # f64[queries]
 
 
 @dataclass(frozen=True)
@@ -18,18 +51,60 @@ class RunFiles:
     """What a run folder holds.
 
     Attributes:
+      path: the folder as it was given.
       name: the folder's name.
       config: config.json: `config`, `fingerprint`, `created`.
       ledger: the records of ledger.jsonl; [] without one.
       finalists: finalists.json as an object with the list `finalists`; None without one.
       effectiveness: effectiveness.json; None without one.
+      per_query: per_query.npz; None without one.
+      seconds: how long the run worked, from the times in run.log; None without one.
     """
 
+    path: str
     name: str
     config: dict[str, Any]
     ledger: list[dict[str, Any]]
     finalists: dict[str, Any] | None
     effectiveness: dict[str, Any] | None
+    per_query: PerQuery | None = None
+    seconds: float | None = None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The run's configuration; empty if config.json records none."""
+        config = self.config.get("config")
+        return config if isinstance(config, dict) else {}
+
+    def setting(self, *keys: str) -> Any:
+        """A setting by its nested keys; None if it is not recorded."""
+        value: Any = self.settings
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of effectiveness.json; [] without one."""
+        return self.effectiveness["rows"] if self.effectiveness else []
+
+    @property
+    def best_row(self) -> dict[str, Any] | None:
+        """The tested row of the best found loss."""
+        name = (self.effectiveness or {}).get("best_found")
+        return next((row for row in self.rows if name and row.get("name") == name), None)
+
+    @property
+    def best_hand_designed(self) -> str | None:
+        """The name of the hand-designed loss to beat."""
+        name = (self.effectiveness or {}).get("best_hand_designed")
+        return None if name is None else str(name)
+
+    @property
+    def reference(self) -> str | None:
+        """The loss that rewards are measured against."""
+        name = (self.finalists or {}).get("reference") or self.setting("search", "reference")
+        return None if name is None else str(name)
 
     @property
     def metric(self) -> str:
@@ -46,10 +121,8 @@ class RunFiles:
         The row that effectiveness.json names as `best_found`, else the first finalist, else the
         trained candidate of the highest reward.
         """
-        if self.effectiveness and self.effectiveness.get("best_found"):
-            for row in self.effectiveness["rows"]:
-                if row.get("name") == self.effectiveness["best_found"]:
-                    return row
+        if self.best_row:
+            return self.best_row
         if self.finalists and self.finalists["finalists"]:
             return self.finalists["finalists"][0]
         return max(self.trained, key=lambda record: record["reward"], default=None)
@@ -85,7 +158,55 @@ def read_run(folder: str | os.PathLike[str]) -> RunFiles:
     if not isinstance(config, dict):
         raise AutolossError(f"{path / CONFIG_FILE}: expected an object, got {_kind(config)}")
     ledger = [{"reward": None, **record} for record in read_ledger(path / LEDGER_FILE)]
-    return RunFiles(path.resolve().name, config, ledger, finalists, effectiveness)
+    return RunFiles(
+        str(folder),
+        path.resolve().name,
+        config,
+        ledger,
+        finalists,
+        effectiveness,
+        _read_per_query(path / PER_QUERY_FILE),
+        _logged_seconds(path / LOG_FILE),
+    )
+
+
+def _read_per_query(path: Path) -> PerQuery | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            names, ids, values = (content[key] for key in ("names", "query_ids", "values"))
+        values = np.asarray(values, np.float64)
+        if values.shape != (len(names), len(ids)):
+            raise ValueError(f"values of shape {values.shape}")
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise AutolossError(
+            f"{path} is damaged ({error}): expected names, query_ids and values [names, query_ids]"
+        ) from error
+    return PerQuery([str(name) for name in names], [str(query) for query in ids], values)
+
+
+_LOGGED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} \w+ (.*)")
+_RESUMED = "going on in "
+
+
+def _logged_seconds(path: Path) -> float | None:
+    """The time between a log's lines, but for the pauses before a run went on."""
+    if not path.exists():
+        return None
+    total, last = 0.0, None
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        match = _LOGGED.match(line)
+        if match is None:
+            continue
+        try:
+            time = datetime.datetime.fromisoformat(match[1])
+        except ValueError:
+            continue
+        if last is not None and not match[2].startswith(_RESUMED):
+            total += max(0.0, (time - last).total_seconds())
+        last = time
+    return total or None
 
 
 def _optional(path: Path) -> Any:

@@ -53,7 +53,8 @@ def finalists_table(finalists: Mapping[str, Any] | list[Mapping[str, Any]]) -> T
     reference = content.get("reference")
     metric = str(content.get("metric") or DEFAULT_METRIC).upper()
     against = f", a difference in {metric} to {reference}" if reference else ""
-    table = Table(title="Finalists", caption=Text(f"Reward on fresh seeds{against}."))
+    caption = f"Reward on fresh seeds{against}. {empty_convention(content)}"
+    table = Table(title="Finalists", caption=Text(caption))
     table.add_column("#", justify="right")
     table.add_column("formula", overflow="fold")
     for heading in ("size", "reward", "error", "when selected"):

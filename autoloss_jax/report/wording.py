@@ -1,11 +1,14 @@
 """How the report words its numbers, on a page and in a terminal alike."""
 
+import enum
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from autoloss_jax.report.reading import is_number
+from autoloss_jax.comparison import SIGNIFICANT
+from autoloss_jax.report.reading import RunFiles, is_number
 
 NOTHING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
@@ -25,6 +28,15 @@ def number(value: Any, digits: int = 4, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", _MINUS)
 
 
+def with_minus(sentence: str) -> str:
+    """A sentence whose negative numbers have a true minus sign.
+
+    >>> with_minus("from -0.5 to lambda-rank")
+    'from \N{MINUS SIGN}0.5 to lambda-rank'
+    """
+    return re.sub(r"(?<![\w.-])-(?=\d)", _MINUS, sentence)
+
+
 def interval(estimate: Any, *, signed: bool = False) -> str:
     """`mean [low, high]` of an object with mean, ci_low, ci_high; a bare number stands alone."""
     if not isinstance(estimate, Mapping):
@@ -42,13 +54,73 @@ def mean_of(row: Mapping[str, Any], metric: str) -> float | None:
     return float(value) if is_number(value) else None
 
 
-def p_value(row: Mapping[str, Any]) -> str:
-    """The corrected p-value if there is one, else the plain one."""
-    value = row.get("p_value_corrected")
-    value = row.get("p_value") if value is None else value
+def probability(value: Any) -> str:
+    """A p-value."""
     if is_number(value) and value < 0.001:
         return "< 0.001"
     return number(value, 3)
+
+
+def p_value(row: Mapping[str, Any]) -> str:
+    """The corrected p-value if there is one, else the plain one."""
+    value = row.get("p_value_corrected")
+    return probability(row.get("p_value") if value is None else value)
+
+
+class Outcome(enum.Enum):
+    """What the effectiveness test says of the best found loss."""
+
+    BETTER = "better"
+    NOT_SHOWN = "not-shown"
+    WORSE = "worse"
+    UNKNOWN = "unknown"
+
+
+def outcome(run: RunFiles) -> Outcome:
+    """The verdict in a word, from the row of the best found loss."""
+    row = run.best_row or {}
+    p, difference = row.get("p_value_corrected"), row.get("difference")
+    p = row.get("p_value") if p is None else p
+    mean = difference.get("mean") if isinstance(difference, Mapping) else difference
+    if not is_number(p) or not is_number(mean):
+        return Outcome.UNKNOWN
+    if p >= SIGNIFICANT or mean == 0:
+        return Outcome.NOT_SHOWN
+    return Outcome.BETTER if mean > 0 else Outcome.WORSE
+
+
+def wins_ties_losses(row: Mapping[str, Any]) -> str:
+    """On how many queries a loss is better, the same and worse."""
+    counts = [row.get(key) for key in ("wins", "ties", "losses")]
+    if not any(map(is_number, counts)):
+        return NOTHING
+    return " / ".join(f"{c:,}" if is_number(c) else NOTHING for c in counts)
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that say most.
+
+    >>> duration(59.6), duration(372.0), duration(8000.0)
+    ('1 min 0 s', '6 min 12 s', '2 h 13 min')
+    """
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def device(config: Mapping[str, Any]) -> str:
+    """What a run worked on: the number and kind of its devices, and the CPU."""
+    fingerprint = config.get("fingerprint")
+    if not isinstance(fingerprint, Mapping):
+        return ""
+    count, kind = fingerprint.get("local_devices"), fingerprint.get("device")
+    cpu = fingerprint.get("cpu")
+    model = cpu.get("model") if isinstance(cpu, Mapping) else None
+    kinds = f"{count} \u00d7 {kind}" if is_number(count) and count > 1 else kind
+    return ", ".join(str(part) for part in (kinds, model) if part)
 
 
 def rates(value: Any) -> str:
