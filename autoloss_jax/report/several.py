@@ -16,7 +16,7 @@ from autoloss_jax.report.markup import Column, Html, Row, Section
 from autoloss_jax.report.page import page
 from autoloss_jax.report.reading import RunFiles, is_number
 from autoloss_jax.report.sections.comparison import as_estimate
-from autoloss_jax.report.sections.reproduction import flatten
+from autoloss_jax.report.sections.reproduction import command_of, flatten
 from autoloss_jax.report.sections.verdict import HEADINGS, verdict_sentence
 from autoloss_jax.report.wording import NOTHING, Outcome, number
 from autoloss_jax.statistics import bootstrap_interval, randomisation_p_value
@@ -143,14 +143,12 @@ def _side_by_side(named: Sequence[NamedRun]) -> Section:
     columns = (
         Column("run", "name"),
         Column("difference to the one to beat", "plot"),
-        Column("difference [95 % interval]", "number"),
+        Column("difference", "number"),
         Column("p", "number"),
-        Column("test metric [95 % interval]", "number"),
+        Column("on test queries", "number"),
         Column("to beat", "number"),
-        Column("reward \u00b1 error", "number"),
-        Column("best found loss", "formula"),
     )
-    body = []
+    body, found = [], []
     for entry, difference in zip(named, differences, strict=True):
         row, run = entry.run.best_row or {}, entry.run
         words = wording.interval(row.get("difference"), signed=True)
@@ -162,9 +160,8 @@ def _side_by_side(named: Sequence[NamedRun]) -> Section:
         formula = markup.code(best.get("formula")) if best else NOTHING
         metric = f"{run.metric.upper()} {wording.interval((row.get('test') or {}).get(run.metric))}"
         to_beat = run.best_hand_designed or NOTHING
-        cells = (entry.label, plot, words, wording.p_value(row), metric, to_beat, _reward(run),
-                 formula)  # fmt: skip
-        body.append(Row(cells))
+        body.append(Row((entry.label, plot, words, wording.p_value(row), metric, to_beat)))
+        found.append(Row((entry.label, _size(run), _reward(run), formula)))
     if any(differences):
         axis = ("", Html(interval_axis(scale)), *[""] * (len(columns) - 2))
         body.append(Row(axis, "axis"))
@@ -173,25 +170,41 @@ def _side_by_side(named: Sequence[NamedRun]) -> Section:
     )
     note = (
         "Each run\u2019s best found loss, chosen by validation queries, against the hand-designed "
-        "loss that validation chose in the same run. p is corrected within its run. "
+        "loss that validation chose in the same run. In brackets 95 % intervals; p is corrected "
+        "within its run. "
+    )
+    losses = (
+        Column("run", "name"),
+        Column("size", "number"),
+        Column("reward \u00b1 error", "number"),
+        Column("best found loss", "formula"),
     )
     return Section(
         "What each run found",
         "found",
         markup.table(columns, body, "cards"),
         markup.paragraph(note + " ".join(conventions), "note"),
+        markup.table(losses, found, "cards"),
+        markup.paragraph("Rewards on fresh seeds after the search, with standard errors.", "note"),
     )
+
+
+def _finalist(run: RunFiles) -> dict[str, Any]:
+    """The best found loss among the finalists; empty if it is none of them."""
+    formula = (run.best or {}).get("formula")
+    finalists = (run.finalists or {}).get("finalists", ())
+    return next((row for row in finalists if row.get("formula") == formula), {})
+
+
+def _size(run: RunFiles) -> str:
+    return number(_finalist(run).get("size"), 0)
 
 
 def _reward(run: RunFiles) -> str:
     """The reward of the best found loss on fresh seeds."""
-    formula = (run.best or {}).get("formula")
-    for row in (run.finalists or {}).get("finalists", ()):
-        if row.get("formula") == formula and is_number(row.get("reward")):
-            error = row.get("reward_se")
-            reward = number(row["reward"], signed=True)
-            return f"{reward} \u00b1 {number(error)}" if is_number(error) else reward
-    return NOTHING
+    row = _finalist(run)
+    reward, error = number(row.get("reward"), signed=True), row.get("reward_se")
+    return f"{reward} \u00b1 {number(error)}" if is_number(error) else reward
 
 
 def _head_to_head(named: Sequence[NamedRun]) -> Section:
@@ -322,9 +335,9 @@ def _searches(named: Sequence[NamedRun]) -> Section:
 def _commands(named: Sequence[NamedRun]) -> Section:
     contents = []
     for entry in named:
-        command = entry.run.config.get("command") or entry.run.setting("command")
+        command = command_of(entry.run)
         contents.append(Html(f"<h3>{markup.text(entry.label)}</h3>"))
         contents.append(
-            markup.preformatted(str(command)) if command else markup.missing("Not recorded.")
+            markup.preformatted(command) if command else markup.missing("Not recorded.")
         )
     return Section("To reproduce them", "reproduce", *contents)

@@ -1,6 +1,7 @@
 """What a run cost, and what it takes to do it again."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,12 +52,11 @@ def _trainings(run: RunFiles) -> tuple[int, str] | None:
 def reproduction(run: RunFiles) -> Section:
     """The command, the data's hash, the seeds, versions and every setting."""
     contents = []
-    command = run.config.get("command") or run.setting("command")
+    command = command_of(run)
     if command:
-        line = " ".join(map(str, command)) if isinstance(command, list) else str(command)
         contents += [
             markup.paragraph("The same command, data, versions and machine give the same result:"),
-            markup.preformatted(line),
+            markup.preformatted(command),
         ]
     contents.append(markup.facts(_facts(run), "list"))
     contents.append(markup.details("Every setting", _settings(run.config.get("config", {}))))
@@ -67,6 +67,23 @@ def reproduction(run: RunFiles) -> Section:
             markup.details(f"Environment after resuming, {place}", _settings(environment))
         )
     return Section("To reproduce it", "reproduce", *contents)
+
+
+def command_of(run: RunFiles) -> str | None:
+    """The command that began a run, a line for each flag; None if it is not recorded."""
+    command = run.config.get("command") or run.setting("command")
+    if not command:
+        return None
+    try:
+        words = list(map(str, command)) if isinstance(command, list) else shlex.split(str(command))
+    except ValueError:  # no closing quotation
+        return str(command)
+    lines: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n    ".join(shlex.join(line) for line in lines)
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str, str]]:
