@@ -174,7 +174,8 @@ def _read_per_query(path: Path) -> PerQuery | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here, because numpy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             names, ids, values = (content[key] for key in ("names", "query_ids", "values"))
         values = np.asarray(values, np.float64)
         if values.shape != (len(names), len(ids)):

@@ -2,119 +2,20 @@
 
 import html.parser
 import json
-import random
 import re
 
+import numpy as np
 import pytest
 
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import LOSSES
 from autoloss_jax.report import report_html, write_report
 from autoloss_jax.report.reading import read_run
 from autoloss_jax.report.wording import STATUSES
 
-FOUND = (
-    "sum_ij(softplus(s_j - s_i) * sqrt(gain_i - gain_j) * discount_j, where=y_i > y_j) / max_dcg"
-)
 HOSTILE = "<script>alert('x')</script>&\""
 VOID = {"meta", "br", "img", "hr", "input", "link"}
-
-
-def estimate(mean, half=0.012):
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}
-
-
-def row(name, kind, mean, formula, p=None):
-    difference = None if p is None else estimate(mean - 0.4713, 0.006)
-    test = {f"ndcg@{k}": estimate(mean + shift) for k, shift in ((10, 0), (1, -0.09), (30, 0.07))}
-    return {
-        "name": name, "formula": formula, "kind": kind, "learning_rate": [0.01, 0.003, 0.01],
-        "test": test | {"mrr": estimate(mean + 0.3), "map": estimate(mean - 0.05)},
-        "p_value": p, "p_value_corrected": None if p is None else min(1.0, 6 * p),
-        "difference": difference,
-    }  # fmt: skip
-
-
-def effectiveness():
-    means = {"softmax": 0.4688, "lambdarank": 0.4713, "approx_ndcg": 0.4654, "ranknet": 0.4601,
-             "mse": 0.4411}  # fmt: skip
-    rows = [
-        row(n, "hand_designed", m, str(LOSSES[n]), None if n == "lambdarank" else 0.02)
-        for n, m in means.items()
-    ]
-    rows += [
-        row("found_1", "found", 0.4791, FOUND, 0.0001),
-        row("found_2", "found", 0.47, FOUND, 0.4),
-    ]
-    rows.append(row("linear regression", "reference", 0.4302, "mean_i(square(s_i - y_i))", 1e-9))
-    verdict = ("found_1 beats lambdarank, the best hand-designed loss, by 0.0078 NDCG@10 "
-               "[0.0018, 0.0138] on 1,240 test queries (p = 0.0006, corrected).")  # fmt: skip
-    return {
-        "rows": rows, "verdict": verdict, "best_hand_designed": "lambdarank", "empty": "skip",
-        "queries": 1240, "empty_queries": 61, "folds": ["Fold1", "Fold2", "Fold3"], "seeds": 5,
-        "metric": "ndcg@10",
-    }  # fmt: skip
-
-
-def finalists():
-    formulas = [FOUND, "sum_i(gain_i * logsumexp_j(s_j - s_i))", str(LOSSES["ranknet"])]
-    return [
-        {"formula": f, "size": 15 - 3 * k, "reward": 0.0121 - 0.004 * k, "reward_se": 0.0031,
-         "selection_reward": 0.0243 - 0.005 * k}
-        for k, f in enumerate(formulas)
-    ]  # fmt: skip
-
-
-def ledger(count=400):
-    rng = random.Random(0)
-    reasons = {"duplicate": ["same canonical form", "same gradient: mean_i(s_i)"],
-               "rejected": ["label-free", "zero gradient", "does not raise NDCG on free scores"],
-               "failed": ["not finite after 12 steps"]}  # fmt: skip
-    records = []
-    for k in range(count):
-        status = rng.choices(["trained", *reasons], [0.45, 0.3, 0.23, 0.02])[0]
-        reward = None
-        if status == "trained":
-            reward = min(0.024, rng.gauss(-0.06 + 0.00012 * k, 0.03)) - (0.4 if k % 29 == 0 else 0)
-        records.append({
-            "index": k, "round": k // 25, "formula": FOUND, "status": status,
-            "reason": None if status == "trained" else rng.choice(reasons[status]),
-            "reward": reward, "reward_se": reward and 0.004, "ndcg": reward and 0.4 + reward,
-            "steps": 200, "seconds": 0.4,
-        })  # fmt: skip
-    return records
-
-
-def config():
-    settings = {
-        "command": "autoloss run --data MSLR/Fold1 --out runs/mlp --seed 7 --budget 400",
-        "search": {"seed": 7, "budget": 400, "proposer": "controller", "schedule": "from_scratch"},
-        "model": {"name": "mlp", "widths": [64, 32]},
-        "data": {"sha256": "9f2c" * 16},
-    }
-    fingerprint = {"versions": {"python": "3.11.7", "jax": "0.10.2"}, "device": "cpu"}
-    return {"config": settings, "fingerprint": fingerprint, "created": "2026-03-02T10:12:44+00:00"}
-
-
-def write_folder(folder, **files):
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(files.pop("config", config())))
-    records = files.pop("ledger", None)
-    if records is not None:
-        (folder / "ledger.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
-
-
-@pytest.fixture
-def full(tmp_path):
-    return write_folder(
-        tmp_path / "mlp",
-        ledger=ledger(),
-        finalists={"finalists": finalists(), "reference": "softmax", "empty": "skip"},
-        effectiveness=effectiveness(),
-    )
 
 
 class Page(html.parser.HTMLParser):
@@ -151,17 +52,23 @@ def test_a_whole_run_is_told_verdict_first(full):
     assert path == full / "report.html"
     source = path.read_text(encoding="utf-8")
     text = Page(source).text
-    assert text.index("found_1 beats lambdarank") < text.index("The best loss found")
+    assert text.index("A better loss was found") < text.index("is better than lambdarank")
+    assert text.index("is better than lambdarank") < text.index("The best loss found")
+    assert "+0.0078 (95 % interval \N{MINUS SIGN}0.0018 to" in text
+    assert "What to do: train with the found loss" in text
     assert "Queries without a relevant document are left out" in text
     assert "61 of 1240 test queries" in text
-    assert "autoloss run --data MSLR/Fold1" in text
+    assert "autoloss run \\\n    --data MSLR/Fold1 \\\n    --out runs/mlp" in text
     assert "search.budget" in text
-    assert source.count("<svg") >= 3 + 8  # two shapes, the search, an interval a row
-    names = re.findall(r'data-label="loss">([\w ]+) <span', source)
-    assert names == ["found_1", "lambdarank", "found_2", "softmax", "approx_ndcg", "ranknet", "mse",
-                     "linear regression"]  # fmt: skip
+    names = re.findall(r'<td class="name" data-label="loss">([\w ]+?) ?<', source)
+    assert names[:8] == ["found 1", "lambdarank", "found 2", "softmax", "approx_ndcg", "ranknet",
+                         "mse", "lambdamart"]  # fmt: skip
+    assert "600 / 79 / 500" in text
+    assert "{&quot;trees&quot;: 90}" in source  # the settings of what has no formula
     assert "< 0.001" in text  # 6 * 0.0001
-    assert "Here softmax and RankNet coincide." in text
+    assert "Here RankNet, softmax and lambdarank coincide." in text
+    assert "6 min 12 s" in text  # 2 min 0 s and 4 min 12 s, without the pause between
+    assert "rediscovered among its best: ranknet" in text
 
 
 def test_a_page_is_self_contained_and_the_same_every_time(full):
@@ -169,24 +76,116 @@ def test_a_page_is_self_contained_and_the_same_every_time(full):
     assert report_html(read_run(full)) == source
     elements = Page(source).elements
     assert not {tag for tag, _ in elements} & {"script", "link", "img", "iframe"}
-    assert not [a for _, attributes in elements for a in attributes if a in ("src", "href")]
+    assert not [a for _, attributes in elements for a in attributes if a == "src"]
+    ids = {attributes.get("id") for _, attributes in elements}
+    links = [attributes["href"] for tag, attributes in elements if tag == "a"]
+    assert len(links) > 8
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
     assert "url(" not in source
     assert "@import" not in source
 
 
-def test_the_funnel_counts_every_candidate_once(full):
+def test_figures_have_names_and_every_section_a_link(full):
+    elements = page(full).elements
+    figures = [attributes for tag, attributes in elements
+               if tag == "svg" and attributes.get("role") == "img"]  # fmt: skip
+    assert len(figures) == 8 + 1 + 2 + 2 + 1 + 2
+    assert all(attributes["aria-label"] for attributes in figures)
+    others = [attributes for tag, attributes in elements
+              if tag == "svg" and "role" not in attributes and "x" not in attributes]  # fmt: skip
+    assert all(attributes.get("aria-hidden") == "true" for attributes in others)
+
+
+def test_every_table_of_figures_names_the_convention(full, example):
+    sentence = "Queries without a relevant document are left out"
     text = page(full).text
-    records = ledger()
-    for status in ("trained", "duplicate", "rejected", "failed"):
-        count = sum(record["status"] == status for record in records)
-        meaning = STATUSES[status]
-        assert f"{status}{meaning}{count}" in text
-    assert f"all that were proposed{len(records)}" in text
-    assert "same gradient" in text and "mean_i(s_i)" not in text
+    # The comparison, its metrics, its tests, query by query, the test's front, the hall of fame.
+    assert text.count(sentence) == 6
+    content = example.effectiveness() | {"empty": "one"}
+    (full / "effectiveness.json").write_text(json.dumps(content))
+    assert page(full).text.count("Queries without a relevant document count as 1") == 5
 
 
-def test_a_new_run_says_what_is_missing(tmp_path):
-    text = page(write_folder(tmp_path / "new")).text
+def test_the_funnel_counts_what_is_left_after_each_step(full, example):
+    text = page(full).text
+    records = example.ledger()
+    count = {status: sum(r["status"] == status for r in records) for status in STATUSES}
+    left = len(records)
+    assert f"all that were proposed{left}" in text
+    for status, words in (("duplicate", "duplicates"), ("rejected", "rejected"),
+                          ("failed", "failed")):  # fmt: skip
+        left -= count[status]
+        assert f"{count[status]} {words}: {STATUSES[status]}{left}" in text
+    assert left == count["trained"]
+    promoted = sum(r["status"] == "trained" and r["steps"] == 200 for r in records)
+    assert f"trained to the last rung, the others stopped earlier{promoted}" in text
+    assert "the best, evaluated again on fresh seeds3" in text
+    assert "same gradient" in text and "same gradient: mean_i(s_i)" not in text
+
+
+@pytest.mark.parametrize(
+    ("p", "mean", "heading", "advice"),
+    [
+        (0.01, 0.02, "A better loss was found", "train with the found loss"),
+        (0.2, 0.02, "No better loss is shown", "train with lambdarank"),
+        (0.01, -0.02, "The found loss is worse", "train with lambdarank"),
+    ],
+)
+def test_the_verdict_says_what_to_do(full, example, p, mean, heading, advice):
+    content = example.effectiveness()
+    row = next(row for row in content["rows"] if row["name"] == "found 1")
+    row |= {"p_value_corrected": p, "difference": example.estimate(mean, 0.0125)}
+    (full / "effectiveness.json").write_text(json.dumps(content))
+    text = page(full).text
+    assert text.index(heading) < text.index(f"What to do: {advice}")
+    assert ("known to about \u00b1\u00a00.013 NDCG@10" in text) == (p == 0.2)
+    assert ('al.compile_loss(al.LOSSES["lambdarank"])' in text) == ("lambdarank" in advice)
+
+
+def test_queries_are_told_one_by_one(full, example):
+    arrays = example.per_query([row["name"] for row in example.effectiveness()["rows"]])
+    names = arrays["names"].tolist()
+    differences = arrays["values"][names.index("found 1")]
+    differences = differences - arrays["values"][names.index("lambdarank")]
+    wins = int((differences > 1e-6).sum())
+    losses = int((differences < -1e-6).sum())
+    ties = 1179 - wins - losses
+    text = page(full).text
+    assert (
+        f"found 1 ranks {wins} better than lambdarank, {ties} the same and {losses} worse" in text
+    )
+    assert f"{wins} / {ties} / {losses}" in text  # at a glance
+    best = arrays["query_ids"][np.nanargmax(differences)]
+    worst = arrays["query_ids"][np.nanargmin(differences)]
+    assert text.index(best) < text.index(worst)
+
+
+def test_an_older_run_says_that_single_queries_are_not_recorded(full):
+    (full / "per_query.npz").unlink()
+    text = page(full).text
+    assert "there is no per_query.npz of its losses" in text
+    assert "ranks 600 queries better than lambdarank, 79 the same and 500 worse" in text
+    content = json.loads((full / "effectiveness.json").read_text())
+    for row in content["rows"]:
+        for name in ("wins", "ties", "losses", "t_p_value", "effect_size"):
+            del row[name]
+    (full / "effectiveness.json").write_text(json.dumps(content))
+    text = page(full).text
+    assert "there is no per_query.npz of its losses" in text
+    assert "600" not in text
+
+
+def test_code_to_paste_is_the_loss(full, example):
+    text = page(full).text
+    start = text.index("al.compile_loss(")
+    literal = re.search(r'\(\n((?:    ".*"\n)+)\)', text[start:])[1]
+    assert "".join(re.findall(r'"(.*)"', literal)) == str(parse(example.FOUND))
+    for words in ("import jax", "import torch", "import numpy", r"\sum"):
+        assert words in text
+
+
+def test_a_new_run_says_what_is_missing(tmp_path, example):
+    text = page(example.write_folder(tmp_path / "new")).text
     for sentence in (
         "No verdict yet: the search has not trained a loss.",
         "No loss has been trained yet.",
@@ -198,36 +197,38 @@ def test_a_new_run_says_what_is_missing(tmp_path):
         assert sentence in text
 
 
-def test_a_search_without_test_shows_its_best_candidate(tmp_path):
+def test_a_search_without_test_shows_its_best_candidate(tmp_path, example):
     records = [
         {"index": 0, "status": "trained", "formula": str(LOSSES["mse"]), "reward": -0.2},
         {"index": 1, "status": "trained", "formula": str(LOSSES["softmax"]), "reward": 0.1},
         {"index": 2, "status": "failed", "formula": "n", "reward": None},
     ]
-    folder = write_folder(tmp_path / "searching", ledger=records)
+    folder = example.write_folder(tmp_path / "searching", ledger=records)
     assert read_run(folder).best["formula"] == str(LOSSES["softmax"])
     text = page(folder).text
     assert "have not been tested against the hand-designed ones" in text
     assert "no reason recorded" in text
 
 
-def test_finalists_may_be_a_bare_list_and_a_named_best_is_preferred(tmp_path):
-    folder = write_folder(tmp_path / "run", finalists=finalists())
-    assert read_run(folder).best["formula"] == FOUND
-    tested = effectiveness() | {"best_found": "found_2"}
-    folder = write_folder(tmp_path / "run", finalists=finalists(), effectiveness=tested)
-    assert read_run(folder).best["name"] == "found_2"
+def test_finalists_may_be_a_bare_list_and_a_named_best_is_preferred(tmp_path, example):
+    folder = example.write_folder(tmp_path / "run", finalists=example.finalists())
+    assert read_run(folder).best["formula"] == example.FOUND
+    tested = example.effectiveness() | {"best_found": "found 2"}
+    folder = example.write_folder(
+        tmp_path / "run", finalists=example.finalists(), effectiveness=tested
+    )
+    assert read_run(folder).best["name"] == "found 2"
 
 
-def test_nothing_from_a_file_becomes_markup(tmp_path):
+def test_nothing_from_a_file_becomes_markup(tmp_path, example):
     hostile_rows = [{**r, "name": HOSTILE, "kind": HOSTILE, "formula": HOSTILE,
-                     "test": {HOSTILE: estimate(0.5), **r["test"]}}
-                    for r in effectiveness()["rows"]]  # fmt: skip
-    tested = {key: HOSTILE for key in effectiveness() if key not in ("metric", "rows")}
-    folder = write_folder(
+                     "test": {HOSTILE: example.estimate(0.5), **r["test"]}}
+                    for r in example.effectiveness()["rows"]]  # fmt: skip
+    tested = {key: HOSTILE for key in example.effectiveness() if key not in ("metric", "rows")}
+    folder = example.write_folder(
         tmp_path / "run",
         config={"config": {HOSTILE: 1, "command": HOSTILE}, "fingerprint": {}, "created": HOSTILE},
-        ledger=[dict.fromkeys(ledger(1)[0], HOSTILE), {"status": "trained", "reward": 1.0}],
+        ledger=[dict.fromkeys(example.ledger(1)[0], HOSTILE), {"status": "trained", "reward": 1.0}],
         finalists={"finalists": [{"formula": HOSTILE, "reward": HOSTILE}], "reference": HOSTILE,
                    "empty": HOSTILE},
         effectiveness=tested | {"rows": hostile_rows},
@@ -240,17 +241,17 @@ def test_nothing_from_a_file_becomes_markup(tmp_path):
     assert "This version of the loss language cannot read the formula." in found.text
 
 
-def test_rows_without_values_are_shown_with_dashes(tmp_path):
+def test_rows_without_values_are_shown_with_dashes(tmp_path, example):
     rows = [{"name": "a", "kind": "found", "test": {"ndcg@10": {"mean": None}}}, {"name": "b"}]
-    folder = write_folder(tmp_path / "run", effectiveness={"rows": rows}, finalists=[])
+    folder = example.write_folder(tmp_path / "run", effectiveness={"rows": rows}, finalists=[])
     text = page(folder).text
     assert "The effectiveness test recorded no verdict." in text
     assert "No candidate was good enough to be kept." in text
     assert "convention for queries without a relevant document is not recorded" in text
 
 
-def test_a_flat_or_constant_loss_is_not_drawn(tmp_path):
-    folder = write_folder(tmp_path / "run", finalists=[{"formula": "sum_i(y_i) * 0 + n"}])
+def test_a_flat_or_constant_loss_is_not_drawn(tmp_path, example):
+    folder = example.write_folder(tmp_path / "run", finalists=[{"formula": "sum_i(y_i) * 0 + n"}])
     assert "The found loss has no finite gradient here and is not drawn." in page(folder).text
 
 
@@ -270,8 +271,8 @@ def test_a_folder_without_configuration_is_refused(tmp_path):
         ("config.json", "[]", "config.json: expected an object, got a list"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path, file, content, message):
-    folder = write_folder(tmp_path / "run")
+def test_a_damaged_file_is_named(tmp_path, file, content, message, example):
+    folder = example.write_folder(tmp_path / "run")
     (folder / file).write_text(content)
     with pytest.raises(AutolossError, match=message):
         write_report(folder)

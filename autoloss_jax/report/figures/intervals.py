@@ -39,7 +39,7 @@ def interval_svg(
 def interval_axis(scale: tuple[float, float]) -> str:
     """The numbers of the scale, to stand below the rows."""
     parts = []
-    for tick in ticks(*scale, count=4):
+    for tick in ticks(*scale, count=5):
         right = _place(tick, scale)
         parts.append(f'<path d="M{right:.1f} 0v5"/>')
         parts.append(f'<text x="{right:.1f}" y="18" class="middle">{tick_label(tick)}</text>')

@@ -25,7 +25,10 @@ def search_course(run: RunFiles) -> Section:
     )
     reference = run.reference
     if reference:
-        caption += f" 0 is {reference}, the loss that rewards are measured against."
+        caption += f" 0 is {reference}, the loss that rewards are measured against"
+        best = run.best_hand_designed
+        other = f"; the test compares with {best} instead, which validation queries chose"
+        caption += f"{other if best not in (None, reference) else ''}."
     if curve.hidden:
         caption += f" {curve.hidden:,} lower rewards lie below the figure."
     lines = markup.legend(

@@ -54,7 +54,7 @@ def _advice(run: RunFiles, result: Outcome) -> str:
         low, high = difference.get("ci_low"), difference.get("ci_high")
         if is_number(low) and is_number(high):
             advice += (
-                f" With these test queries a difference is known to about \u00b1 "
+                f" With these test queries a difference is known to about \u00b1\u00a0"
                 f"{number((high - low) / 2, 3)} {run.metric.upper()}; more queries would tell more."
             )
     return advice
