@@ -39,7 +39,9 @@ def table(columns: Sequence[Column], rows: Iterable[Row], style: str = "") -> Ht
             f"{text(value)}</td>"
         )
 
-    head = "".join(f'<th class="{escape(c.style)}">{escape(c.label)}</th>' for c in columns)
+    head = "".join(
+        f'<th scope="col" class="{escape(c.style)}">{escape(c.label)}</th>' for c in columns
+    )
     body = "".join(
         f'<tr class="{escape(row.style)}">'
         + "".join(cell(c, value) for c, value in zip(columns, row.cells, strict=True))

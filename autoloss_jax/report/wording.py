@@ -73,12 +73,15 @@ class Outcome(enum.Enum):
     BETTER = "better"
     NOT_SHOWN = "not-shown"
     WORSE = "worse"
+    NOTHING_FOUND = "nothing-found"
     UNKNOWN = "unknown"
 
 
 def outcome(run: RunFiles) -> Outcome:
     """The verdict in a word, from the row of the best found loss."""
-    row = run.best_row or {}
+    row = run.best_row
+    if row is None:
+        return Outcome.NOTHING_FOUND if run.best_hand_designed else Outcome.UNKNOWN
     p, difference = row.get("p_value_corrected"), row.get("difference")
     p = row.get("p_value") if p is None else p
     mean = difference.get("mean") if isinstance(difference, Mapping) else difference

@@ -142,6 +142,17 @@ def test_the_verdict_says_what_to_do(full, example, p, mean, heading, advice):
     assert ('al.compile_loss(al.LOSSES["lambdarank"])' in text) == ("lambdarank" in advice)
 
 
+def test_a_test_of_hand_designed_losses_alone_recommends_one(tmp_path, example):
+    content = example.effectiveness() | {"best_found": None}
+    content["rows"] = [row for row in content["rows"] if row["kind"] == "hand_designed"]
+    text = page(example.write_folder(tmp_path / "run", effectiveness=content)).text
+    assert "No found loss was compared" in text
+    assert "What to do: train with lambdarank." in text
+    assert 'al.compile_loss(al.LOSSES["lambdarank"])' in text
+    assert "There is no found loss to use yet." in text
+    assert "No found loss was tested." in text
+
+
 def test_queries_are_told_one_by_one(full, example):
     arrays = example.per_query([row["name"] for row in example.effectiveness()["rows"]])
     names = arrays["names"].tolist()

@@ -37,8 +37,16 @@ def test_losses_stand_in_the_order_of_their_test_metric():
 def test_finalists_as_object_and_as_list():
     row = {"formula": "mean_i(s_i)", "size": 2, "reward": -0.01, "reward_se": 0.002,
            "selection_reward": 0.03}  # fmt: skip
-    text = printed(finalists_table({"finalists": [row], "reference": "softmax"}))
-    for part in ("mean_i(s_i)", "−0.0100", "0.0020", "+0.0300", "NDCG@10 to softmax"):
+    content = {"finalists": [row], "reference": "softmax", "empty": "skip"}
+    text = printed(finalists_table(content))
+    for part in (
+        "document are left out",
+        "mean_i(s_i)",
+        "−0.0100",
+        "0.0020",
+        "+0.0300",
+        "NDCG@10 to softmax",
+    ):
         assert part in text
     assert "mean_i(s_i)" in printed(finalists_table([row]))
     assert "Finalists" in printed(finalists_table([]))
@@ -89,3 +97,21 @@ def test_reasons_are_counted_by_frequency_without_the_trained():
     ]
     counts = wording.status_counts([*records, {"status": "novel"}])
     assert counts == {"duplicate": 0, "rejected": 2, "failed": 1, "trained": 1, "novel": 1}
+
+
+def test_wins_ties_and_losses_or_a_dash():
+    assert wording.wins_ties_losses({"wins": 1200, "ties": 0, "losses": 3}) == "1,200 / 0 / 3"
+    assert wording.wins_ties_losses({}) == "–"
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "text"),
+    [
+        ({"device": "cpu", "local_devices": 2, "cpu": {"model": "Some CPU"}}, "2 × cpu, Some CPU"),
+        ({"device": "NVIDIA H100", "local_devices": 1}, "NVIDIA H100"),
+        ({}, ""),
+        (None, ""),
+    ],
+)
+def test_the_device_as_far_as_it_is_recorded(fingerprint, text):
+    assert wording.device({"fingerprint": fingerprint}) == text

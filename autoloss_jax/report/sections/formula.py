@@ -87,16 +87,18 @@ def use(run: RunFiles) -> Section:
     """Code to paste: what to train with, in this library and without it."""
     title, anchor = "How to use it", "use"
     expression = best_expression(run)
-    if expression is None:
-        return Section(title, anchor, markup.missing("There is no found loss to use yet."))
     contents = []
     best = run.best_hand_designed
-    if wording.outcome(run) in (Outcome.NOT_SHOWN, Outcome.WORSE) and best in LOSSES:
+    if best in LOSSES and wording.outcome(run) not in (Outcome.BETTER, Outcome.UNKNOWN):
         contents += [
             markup.paragraph(f"What the test recommends, {best}:"),
             markup.preformatted(_compiled(f'al.LOSSES["{best}"]')),
-            markup.paragraph("The found loss, to try all the same:"),
         ]
+    if expression is None:
+        missing = markup.missing("There is no found loss to use yet.")
+        return Section(title, anchor, *contents, missing)
+    if contents:
+        contents.append(markup.paragraph("The found loss, to try all the same:"))
     contents += [
         markup.preformatted(_compiled(_literal(str(expression)))),
         markup.paragraph(

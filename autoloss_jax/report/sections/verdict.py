@@ -10,6 +10,7 @@ HEADINGS = {
     Outcome.BETTER: "A better loss was found",
     Outcome.NOT_SHOWN: "No better loss is shown",
     Outcome.WORSE: "The found loss is worse",
+    Outcome.NOTHING_FOUND: "No found loss was compared",
     Outcome.UNKNOWN: "No verdict",
 }
 
