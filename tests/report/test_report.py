@@ -112,7 +112,7 @@ def test_the_funnel_counts_what_is_left_after_each_step(full, example):
     count = {status: sum(r["status"] == status for r in records) for status in STATUSES}
     left = len(records)
     assert f"all that were proposed{left}" in text
-    for status, words in (("duplicate", "duplicates"), ("rejected", "rejected"),
+    for status, words in (("duplicate", "duplicate"), ("rejected", "rejected"),
                           ("failed", "failed")):  # fmt: skip
         left -= count[status]
         assert f"{count[status]} {words}: {STATUSES[status]}{left}" in text

@@ -107,7 +107,7 @@ def data_range(values: Sequence[float]) -> tuple[float, float]:
 def robust_range(values: Sequence[float]) -> tuple[float, float]:
     """The values' range, without what lies far below nearly all of them."""
     low, high = float(np.quantile(values, 0.05)), max(values)
-    return data_range([max(min(values), low - (high - low)), high])
+    return data_range([max(min(values), low - (high - low) / 4), high])
 
 
 def chart_svg(chart: Chart) -> str:

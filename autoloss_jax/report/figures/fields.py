@@ -1,5 +1,6 @@
 """Where a loss pushes the scores of a list of three documents, as a field of arrows."""
 
+import functools
 import itertools
 import math
 from html import escape
@@ -34,6 +35,7 @@ class Field(NamedTuple):
     up: np.ndarray
 
 
+@functools.lru_cache(maxsize=64)  # a compilation each
 def gradient_field(expression: Expression) -> Field | None:
     """The field of labels 2, 1, 0 over the differences of neighbouring scores; None if it is flat.
 

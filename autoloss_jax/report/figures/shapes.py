@@ -1,5 +1,6 @@
 """Losses over the difference of two scores: their value and their gradient."""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ class LossShape(NamedTuple):
     slopes: np.ndarray  # f32[201]
 
 
+@functools.lru_cache(maxsize=64)  # a compilation each
 def loss_shape(expression: Expression) -> LossShape | None:
     """The loss of labels 1 and 0 and scores d / 2 and -d / 2 over DIFFERENCES; None if it is flat.
 

@@ -85,15 +85,15 @@ def _stages(run: RunFiles) -> list[tuple[str, int, str, str]]:
     left = len(run.ledger)
     stages = [("sampled", left, "all that were proposed", "all")]
     fell = {"duplicate": "new", "rejected": "accepted", "failed": "trained"}
-    cause = {"duplicate": "duplicates", "rejected": "rejected", "failed": "failed"}
+    cause = {"duplicate": "duplicate", "rejected": "rejected", "failed": "failed"}
     unknown = [status for status in counts if status not in wording.STATUSES]
     for status in unknown:
         left -= counts[status]
         stages.append((f"not {status}", left, f"{counts[status]:,} of an unknown status", ""))
     for status, name in fell.items():
         left -= counts[status]
-        fewer = f"{counts[status]:,}" if counts[status] else "none"
-        meaning = f"{fewer} {cause[status]}: {wording.STATUSES[status]}"
+        meaning = f"{counts[status]:,} {cause[status]}: {wording.STATUSES[status]}"
+        meaning = meaning if counts[status] else f"no {cause[status]} ones"
         stages.append((name, left, meaning, "trained" if name == "trained" else ""))
     full = len(fully_trained(run))
     if run.trained and full < left:
