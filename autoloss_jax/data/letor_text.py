@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +39,8 @@ class LetorText:
 
     path: Path
     features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    labels: list[float] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)  # the first document of each query
+    labels: Any = field(default_factory=list)  # list of floats, or an array
+    starts: Any = field(default_factory=list)  # the first document of each query
     query_ids: dict[bytes, int] = field(default_factory=dict)  # and the line it begins at
     highest: int = -1  # highest feature index
     zero_used: bool = False  # whether index 0 occurs
@@ -63,7 +64,8 @@ class LetorText:
             features[:, missing : missing + self.features.shape[1]] = self.features
         names = tuple(name.decode("utf-8", "backslashreplace") for name in self.query_ids)
         offsets = np.array([*self.starts, len(self.labels)], np.int64)
-        return Queries(features, np.array(self.labels, np.float32), offsets, names)
+        labels = np.array(self.labels, np.float32)
+        return Queries(features, labels, offsets, names, features_checked=True)
 
 
 def parse_letor(path: Path) -> LetorText:
