@@ -24,7 +24,7 @@ from autoloss_jax.search import SCHEDULES, SearchConfig
 WORKING_COMMANDS = ("run", "search", "test")
 
 _QUOTE = "'"  # which absl puts around defaults
-_WITHOUT_DEFAULT = ("loss", "tensorboard")
+_WITHOUT_DEFAULT = ("loss", "tensorboard", "verify_data")
 
 _CHOICES = {
     "proposer": PROPOSERS,
@@ -151,6 +151,10 @@ class CommandFlags:
         flags.DEFINE_enum(name, default, list(choices), text, flag_values=self.values)
         return self._explained(name, re.sub(r",? ?\ba name of [A-Z]+", "", text))
 
+    def _bool(self, name: str, text: str) -> str:
+        flags.DEFINE_bool(name, False, text, flag_values=self.values)
+        return self._explained(name, text)
+
     def _number(self, name: str, default: Any, parser: _Number, text: str) -> str:
         flags.DEFINE(parser, name, default, text, self.values, _NumberText())
         return self._explained(name, text)
@@ -169,6 +173,17 @@ class CommandFlags:
                 "LETOR text: a folder of Fold1, Fold2, ...; one such folder; or three files "
                 "train,validation,test joined by commas. By default synthetic queries, always "
                 "the same ones",
+            ),
+            self._text(
+                "data_cache",
+                None,
+                "a folder that keeps parsed data, to be opened at once the next time, or 'none'. "
+                "By default autoloss_jax/data in the user's cache folder",
+            ),
+            self._bool(
+                "verify_data",
+                "hash data files and what is cached of them, even if their times say that nothing "
+                "has changed",
             ),
             self._text(
                 "fold",
@@ -211,10 +226,9 @@ class CommandFlags:
             self._number(name, default, _Number(type(default), least), text)
 
     def _define_machine(self) -> None:
-        flags.DEFINE_bool("tensorboard", False, "", flag_values=self.values)
         self._section(
             "Machine",
-            self._explained(
+            self._bool(
                 "tensorboard",
                 "write scalars for TensorBoard to the run folder's metrics/; needs the extra tb",
             ),

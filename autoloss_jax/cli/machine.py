@@ -41,7 +41,7 @@ def set_compilation_cache(folder: str | None) -> None:
     """Keeps compiled programs in `folder`, by default one of the user's; "none" keeps nothing."""
     if folder == "none":
         return
-    path = _user_cache() if folder is None else Path(folder)
+    path = user_cache() if folder is None else Path(folder)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -52,6 +52,7 @@ def set_compilation_cache(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """The folder for what can be made again."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path("~/.cache").expanduser()) / "autoloss_jax"

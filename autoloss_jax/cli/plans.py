@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags, logging
 
 from autoloss_jax.cli.flags import effectiveness_config, search_config
+from autoloss_jax.cli.machine import user_cache
 from autoloss_jax.cli.progress import held_back
 from autoloss_jax.data import Dataset, Fold, assign_folds, load_letor, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
@@ -88,7 +89,7 @@ class Plan:
 
 
 def make_plan(command: str, arguments: Sequence[str], values: flags.FlagValues) -> Plan:
-    """Reads the data and checks every setting. Raises AutolossError; writes nothing."""
+    """Reads the data and checks every setting. Raises AutolossError; writes to the cache only."""
     search, effectiveness = search_config(values), effectiveness_config(values)
     if search.reference not in LOSSES:  # however the formula is spelled
         search = replace(search, reference=str(resolve_loss(search.reference)))
@@ -96,7 +97,7 @@ def make_plan(command: str, arguments: Sequence[str], values: flags.FlagValues) 
         raise AutolossError("--loss and --from are for `autoloss test` and `autoloss run`")
     losses = _losses(command, values)
     with held_back() as notes:
-        dataset = load_letor(values.data) if values.data else synthetic()
+        dataset = _load(values) if values.data else synthetic()
     searched, tested = _choose_folds(dataset, values, losses, notes)
     _check_queries(dataset, searched, tested, search)
     out = Path(values.out) if values.out else _new_folder(dataset.name)
@@ -105,6 +106,15 @@ def make_plan(command: str, arguments: Sequence[str], values: flags.FlagValues) 
         out, shlex.join(line), dataset, values.fold, searched, tested, search, effectiveness,
         losses, tuple(notes), values.data_placement,
     )  # fmt: skip
+
+
+def _load(values: flags.FlagValues) -> Dataset:
+    folder = values.data_cache
+    if folder is None:
+        cache: Path | None = user_cache() / "data"
+    else:
+        cache = None if folder == "none" else Path(folder)
+    return load_letor(values.data, cache=cache, verify=values.verify_data)
 
 
 def _losses(command: str, values: flags.FlagValues) -> Tested:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoloss_jax.data.letor_cache import read_cached
 from autoloss_jax.data.letor_text import LetorText, parse_letor
 from autoloss_jax.data.queries import Dataset, Fold, Queries
 from autoloss_jax.errors import AutolossError
@@ -52,16 +53,26 @@ def read_letor(path: PathLike, *, num_features: int | None = None) -> Queries:
     return text.to_queries(width, zero_based)
 
 
-def load_letor(path: PathLike | Sequence[PathLike], *, num_features: int | None = None) -> Dataset:
+def load_letor(
+    path: PathLike | Sequence[PathLike],
+    *,
+    num_features: int | None = None,
+    cache: PathLike | None = None,
+    verify: bool = False,
+) -> Dataset:
     """A data set from LETOR text.
 
     Args:
         path: a folder of folds, the folder of one fold, three files (training, validation, test),
             or those three in one string separated by commas.
         num_features: features per document; None takes the highest index of the training files.
+        cache: a folder that keeps what was parsed, to be memory-mapped the next time; None keeps
+            nothing and reads everything into memory.
+        verify: hash the files and what is cached of them, even if no time of modification differs.
 
     Returns:
-        The data set; its ``sha256`` is over the content of all files and ``num_features``.
+        The data set, the same with and without a cache; its ``sha256`` is over the content of all
+        files and ``num_features``.
 
     Raises:
         AutolossError: files missing or not as expected, or a validation or test file with more
@@ -71,7 +82,7 @@ def load_letor(path: PathLike | Sequence[PathLike], *, num_features: int | None 
     name, files = _find_files(path)
     texts: dict[str, list[LetorText | None]] = {}
     for fold, paths in files.items():
-        texts[fold] = [parse_letor(file) if file else None for file in paths]
+        texts[fold] = [_read(file, cache, verify) if file else None for file in paths]
     every = [text for parts in texts.values() for text in parts if text]
     for text in every:
         _warn_of_repeats(text)
@@ -89,6 +100,10 @@ def load_letor(path: PathLike | Sequence[PathLike], *, num_features: int | None 
         queries = [part.to_queries(width, zero_based) if part else None for part in parts]
         folds.append(_make_fold(fold, *queries))
     return Dataset(name, tuple(folds), digest.hexdigest())
+
+
+def _read(path: Path, cache: PathLike | None, verify: bool) -> LetorText:
+    return parse_letor(path) if cache is None else read_cached(path, Path(cache), verify=verify)
 
 
 def _find_files(path: PathLike | Sequence[PathLike]) -> tuple[str, dict[str, _Files]]:

@@ -1,42 +1,46 @@
 """LETOR / SVMlight text to arrays: `<label> qid:<id> <index>:<value> ... # comment`.
 
-Two parsers give the same result: one reads a block of lines with numpy over its bytes, the other
-reads line by line. The first gives up on anything unusual, the second then accepts it or says what
-is wrong and where. Numbers come out as Python's ``float`` reads them, then rounded to 32 bits.
+Two readers give the same result: `letor_blocks` takes whole blocks of lines, several at once, and
+gives up on anything unusual; the strict reader here goes line by line and accepts a line or says
+what is wrong and where. Numbers come out as Python's ``float`` reads them, rounded to 32 bits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
-import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from autoloss_jax.data.letor_blocks import NUMBER, Block, read_block
 from autoloss_jax.data.queries import MAX_LABEL, Queries
 from autoloss_jax.errors import AutolossError
 
 MAX_INDEX = 1_000_000
 MAX_VALUES = 4_000_000_000  # documents times features, 16 GB: past this an index is a mistake
 
-_BLOCK_BYTES = 1 << 24
-_PLAIN_BYTES = b"0123456789.+-eE: \t\r\n\v\f"
-_NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_BLOCK_BYTES = 1 << 20  # what a block is taken apart into should stay in a processor's cache
+_GROWTH = 1 << 26  # bytes that the array of features grows by, at most
 _PAIR = re.compile(rb"(\d+):(\S+)")
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass
 class LetorText:
-    """One parsed file; columns are the indices of the text until `to_queries` numbers them."""
+    """One parsed file; features are in the columns of their index, from ``first_index`` on."""
 
     path: Path
-    blocks: list[np.ndarray] = field(default_factory=list)  # f32[lines, highest index + 1]
-    labels: list[float] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)  # the first document of each query
+    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    labels: Any = field(default_factory=list)  # list of floats, or an array
+    starts: Any = field(default_factory=list)  # the first document of each query
     query_ids: dict[bytes, int] = field(default_factory=dict)  # and the line it begins at
     highest: int = -1  # highest feature index
     zero_used: bool = False  # whether index 0 occurs
@@ -44,29 +48,24 @@ class LetorText:
     first_repeat: int = 0
     sha256: str = ""
 
+    @property
+    def first_index(self) -> int:
+        return 0 if self.zero_used else 1
+
     def num_features(self, zero_based: bool) -> int:
         return self.highest + 1 if zero_based else max(self.highest, 0)
 
     def to_queries(self, num_features: int, zero_based: bool) -> Queries:
-        """Queries of ``num_features`` columns; the parsed blocks are released on the way."""
-        features = np.zeros((len(self.labels), num_features), np.float32)
-        row, first = 0, 0 if zero_based else 1
-        while self.blocks:
-            block = self.blocks.pop(0)[:, first:]
-            features[row : row + len(block), : block.shape[1]] = block[:, :num_features]
-            row += len(block)
+        """Queries of ``num_features`` columns, the features not copied if they have as many."""
+        features = self.features
+        missing = self.first_index - (0 if zero_based else 1)  # index 0 of another file
+        if missing or features.shape[1] != num_features:
+            features = np.zeros((len(self.labels), num_features), np.float32)
+            features[:, missing : missing + self.features.shape[1]] = self.features
         names = tuple(name.decode("utf-8", "backslashreplace") for name in self.query_ids)
         offsets = np.array([*self.starts, len(self.labels)], np.int64)
-        return Queries(features, np.array(self.labels, np.float32), offsets, names)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The features of a block of lines as (line, index, value), in the order of the text."""
-
-    counts: np.ndarray  # i64[lines]
-    indices: np.ndarray  # i64[values]
-    values: np.ndarray  # f32[values]
+        labels = np.array(self.labels, np.float32)
+        return Queries(features, labels, offsets, names, features_checked=True)
 
 
 def parse_letor(path: Path) -> LetorText:
@@ -81,139 +80,156 @@ def parse_letor(path: Path) -> LetorText:
     if not path.is_file():
         raise AutolossError(f"{path}: no such file, expected a file of LETOR text")
     text, digest, line = LetorText(path), hashlib.sha256(), 1
-    with path.open("rb") as stream:
-        while lines := stream.readlines(_BLOCK_BYTES):
-            digest.update(b"".join(lines))
-            if line == 1:
-                lines[0] = lines[0].removeprefix(_BOM)
-            _add_block(text, lines, line)
-            line += len(lines)
+    for lines, block in _read_blocks(path):
+        digest.update(lines)
+        if line == 1:
+            lines = lines.removeprefix(_BOM)
+        if block is None or not _add(text, block, line):
+            _add(text, _read_strictly(text, lines, line), line)
+        line += lines.count(b"\n")
     if not text.labels:
         raise AutolossError(
             f"{path}: no documents, expected lines '<label> qid:<id> 1:<value> ...'"
         )
     if text.highest < 0:
         raise AutolossError(f"{path}: no features, expected lines '<label> qid:<id> 1:<value> ...'")
+    text.features.resize((len(text.labels), text.features.shape[1]), refcheck=False)
     text.sha256 = digest.hexdigest()
     return text
 
 
-def _add_block(text: LetorText, lines: list[bytes], first_line: int) -> None:
-    numbers, rests = [], []
-    labels: dict[bytes, float] = {}
+def _read_blocks(path: Path) -> Iterator[tuple[bytes, Block | None]]:
+    """Blocks of whole lines, and what the fast reader makes of each.
+
+    Threads read ahead, one a core: numpy works without Python's lock most of the time.
+    """
+    workers = min(os.cpu_count() or 1, 8)
+    waiting: deque[tuple[bytes, Future[Block | None]]] = deque()
+    with ThreadPoolExecutor(workers, "letor") as pool, path.open("rb") as stream:
+        first = True
+        while lines := stream.read(_BLOCK_BYTES) + stream.readline():
+            plain = lines.removeprefix(_BOM) if first else lines
+            first = False
+            waiting.append((lines, pool.submit(read_block, plain)))
+            if len(waiting) > workers:
+                done, block = waiting.popleft()
+                yield done, block.result()
+        while waiting:
+            done, block = waiting.popleft()
+            yield done, block.result()
+
+
+def _add(text: LetorText, block: Block, first_line: int) -> bool:
+    """Adds the documents of a block; nothing, and False, if a label or a query is not as it should.
+
+    Raises:
+        AutolossError: a feature index that is too high for the number of documents.
+    """
+    known = {}
+    for name in set(block.labels):
+        label = _label_of(name)
+        if label is None:
+            return False
+        known[name] = label
     last = next(reversed(text.query_ids), None)
-    for number, line in enumerate(lines, start=first_line):
-        parts = (line if b"#" not in line else line.partition(b"#")[0]).split(None, 2)
-        if not parts:
-            continue
-        where = f"{text.path}:{number}"
-        if parts[0] not in labels:
-            labels[parts[0]] = _read_label(parts[0], where)
-        if len(parts) < 2 or not parts[1].startswith(b"qid:") or len(parts[1]) == 4:
-            found = f"{_show(parts[1])} after the label" if len(parts) > 1 else "a label alone"
-            raise AutolossError(f"{where}: {found}, expected qid:<id>")
-        name = parts[1][4:]
+    begun: dict[bytes, int] = {}  # queries, and the document they begin with
+    for document, name in enumerate(block.queries):
         if name != last:
-            if name in text.query_ids:
-                raise AutolossError(
-                    f"{where}: query {_show(name)} again, after its block from line "
-                    f"{text.query_ids[name]}; expected the lines of a query together"
-                )
-            text.query_ids[name] = number
-            text.starts.append(len(text.labels))
-            last = name
-        text.labels.append(labels[parts[0]])
-        numbers.append(number)
-        rests.append(parts[2] if len(parts) > 2 else b"")
-    if rests:
-        rows = _parse_plain(rests) or _parse_line_by_line(rests, numbers, text.path)
-        _add_rows(text, rows, numbers)
+            if name in begun or name in text.query_ids:
+                return False
+            begun[name], last = document, name
+    count = len(text.labels)
+    text.labels += [known[name] for name in block.labels]
+    text.starts += [count + document for document in begun.values()]
+    text.query_ids |= {name: first_line + int(block.lines[d]) for name, d in begun.items()}
+    if len(block.values):
+        _note_indices(text, block, first_line)
+    _add_features(text, block, count)
+    return True
 
 
-def _add_rows(text: LetorText, rows: _Rows, numbers: list[int]) -> None:
-    lines = np.repeat(np.arange(len(numbers)), rows.counts)
-    highest = int(rows.indices.max(initial=-1))
+def _note_indices(text: LetorText, block: Block, first_line: int) -> None:
+    """The highest index so far, whether there is a 0, and repeated ones."""
+    highest = int(block.indices.max())
+    documents = np.repeat(np.arange(len(block.counts)), block.counts)
     if highest > text.highest:
         if len(text.labels) * (highest + 1) > MAX_VALUES:
-            line = numbers[lines[rows.indices.argmax()]]
+            line = first_line + block.lines[documents[block.indices.argmax()]]
             raise AutolossError(
                 f"{text.path}:{line}: feature index {highest} with {len(text.labels)} documents, "
                 f"expected at most {MAX_VALUES} values in all"
             )
         text.highest = highest
-    text.zero_used = text.zero_used or bool((rows.indices == 0).any())
-    # Where an index occurs twice in a line, numpy keeps the later value.
-    block = np.zeros((len(numbers), highest + 1), np.float32)
-    block[lines, rows.indices] = rows.values
-    text.blocks.append(block)
-    keys = lines * (highest + 1) + rows.indices
+    if not text.zero_used and (block.indices == 0).any():
+        text.zero_used = True
+        if text.features.size:  # room for index 0, before all others
+            text.features = np.insert(text.features, 0, 0, axis=1)
+    if block.is_regular:
+        return
+    keys = documents * (highest + 1) + block.indices
     if (np.diff(keys) <= 0).any():
         keys = np.sort(keys)
         repeated = np.unique(keys[1:][np.diff(keys) == 0] // (highest + 1))
         if repeated.size:
-            text.first_repeat = text.first_repeat or numbers[repeated[0]]
+            text.first_repeat = text.first_repeat or first_line + int(block.lines[repeated[0]])
             text.repeats += len(repeated)
 
 
-def _parse_plain(rests: list[bytes]) -> _Rows | None:
-    """Blocks of plain `index:value` fields; None for anything else, however slightly odd."""
-    joined = b" " + b" ".join(rests) + b" "
-    if joined.translate(None, _PLAIN_BYTES):
-        return None
-    data = np.frombuffer(bytearray(joined), np.uint8)
-    blank = data <= 32
-    starts = np.flatnonzero(blank[:-1] & ~blank[1:]) + 1
-    colons = np.flatnonzero(data == ord(":"))
-    if len(starts) != len(colons) or not len(colons):
-        return None
-    widths = colons - starts
-    if widths.min() < 1 or widths.max() > 6 or (colons[:-1] >= starts[1:]).any():
-        return None
-    if blank[colons + 1].any():
-        return None
-    indices = np.zeros(len(colons), np.int64)
-    for place in range(int(widths.max())):
-        at = (colons if place == 0 else colons[widths > place]) - 1 - place
-        digits = data[at] - np.uint8(ord("0"))  # wraps, so that a dot or sign is above 9 too
-        if (digits > 9).any():
-            return None
-        if place == 0:
-            indices += digits
-        else:
-            indices[widths > place] += digits.astype(np.int64) * 10**place
-        data[at] = 32
-    data[colons] = 32
-    values = _read_numbers(data.tobytes())
-    if values is None or len(values) != len(colons):
-        return None
-    counts = np.array([rest.count(b":") for rest in rests], np.int64)
-    return _Rows(counts, indices, values)
+def _add_features(text: LetorText, block: Block, start: int) -> None:
+    """Writes the features of a block into the rows from ``start`` on."""
+    rows, columns = text.features.shape
+    width = max(text.highest + 1 - text.first_index, 0)
+    if width > columns:
+        wider = np.zeros((rows, width), np.float32)
+        wider[:, :columns] = text.features
+        text.features = wider
+    stop = start + len(block.counts)
+    if stop > rows:
+        # Growing in place, where the system can, by no more than is likely to be needed.
+        step = max(stop - rows, min(rows, _GROWTH // (4 * max(width, 1))))
+        text.features.resize((rows + step, width), refcheck=False)
+    columns_of = block.indices - text.first_index
+    if block.is_regular:
+        text.features[start:stop, columns_of] = block.values.reshape(len(block.counts), -1)
+    else:  # where an index occurs twice in a line, numpy keeps the later value
+        documents = np.repeat(np.arange(start, stop), block.counts)
+        text.features[documents, columns_of] = block.values
 
 
-def _read_numbers(text: bytes) -> np.ndarray | None:
-    with warnings.catch_warnings(), np.errstate(over="ignore"):
-        warnings.simplefilter("error")  # numpy warns where the text stops being numbers
-        try:
-            # The numpy stubs want str; ASCII either way.
-            values = np.fromstring(text.decode("ascii"), dtype=np.float64, sep=" ")
-        except (DeprecationWarning, ValueError):
-            return None
-        narrow = values.astype(np.float32)
-    return narrow if np.isfinite(narrow).all() else None
-
-
-def _parse_line_by_line(rests: list[bytes], numbers: list[int], path: Path) -> _Rows:
-    counts, indices, values = [], [], []
-    for rest, number in zip(rests, numbers, strict=True):
-        fields = rest.split()
-        counts.append(len(fields))
-        for text in fields:
-            index, value = _read_field(text, f"{path}:{number}")
+def _read_strictly(text: LetorText, lines: bytes, first_line: int) -> Block:
+    """The documents of whole lines, read one by one. Raises AutolossError for the first bad one."""
+    places, labels, queries, counts = [], [], [], []
+    indices: list[int] = []
+    values: list[np.float32] = []
+    seen = dict(text.query_ids)
+    for place, line in enumerate(lines.split(b"\n")):
+        parts = line.partition(b"#")[0].split()
+        if not parts:
+            continue
+        where = f"{text.path}:{first_line + place}"
+        _check_label(parts[0], where)
+        if len(parts) < 2 or not parts[1].startswith(b"qid:") or len(parts[1]) == 4:
+            found = f"{_show(parts[1])} after the label" if len(parts) > 1 else "a label alone"
+            raise AutolossError(f"{where}: {found}, expected qid:<id>")
+        name = parts[1][4:]
+        if name in seen and name != next(reversed(seen)):
+            raise AutolossError(
+                f"{where}: query {_show(name)} again, after its block from line {seen[name]}; "
+                "expected the lines of a query together"
+            )
+        seen.setdefault(name, first_line + place)
+        places.append(place)
+        labels.append(parts[0])
+        queries.append(name)
+        counts.append(len(parts) - 2)
+        for part in parts[2:]:
+            index, value = _read_field(part, where)
             indices.append(index)
             values.append(value)
-    return _Rows(
-        np.array(counts, np.int64), np.array(indices, np.int64), np.array(values, np.float32)
-    )
+    return Block(
+        np.array(places, np.int64), labels, queries, np.array(counts, np.int64),
+        np.array(indices, np.int64), np.array(values, np.float32),
+    )  # fmt: skip
 
 
 def _read_field(text: bytes, where: str) -> tuple[int, np.float32]:
@@ -227,7 +243,7 @@ def _read_field(text: bytes, where: str) -> tuple[int, np.float32]:
         raise AutolossError(
             f"{where}: feature index in {_show(text)}, expected at most {MAX_INDEX}"
         )
-    number = float(pair[2]) if _NUMBER.fullmatch(pair[2]) else math.nan
+    number = float(pair[2]) if NUMBER.fullmatch(pair[2]) else math.nan
     with np.errstate(over="ignore"):
         value = np.float32(number)
     if not np.isfinite(value):
@@ -237,13 +253,16 @@ def _read_field(text: bytes, where: str) -> tuple[int, np.float32]:
     return index, value
 
 
-def _read_label(text: bytes, where: str) -> float:
-    label = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if not 0 <= label <= MAX_LABEL:
+def _label_of(text: bytes) -> float | None:
+    label = float(text) if NUMBER.fullmatch(text) else math.nan
+    return label + 0.0 if 0 <= label <= MAX_LABEL else None  # -0 becomes 0
+
+
+def _check_label(text: bytes, where: str) -> None:
+    if _label_of(text) is None:
         raise AutolossError(
             f"{where}: label {_show(text)}, expected a number from 0 to {MAX_LABEL} first in a line"
         )
-    return label + 0.0  # -0 becomes 0
 
 
 def _show(text: bytes) -> str:

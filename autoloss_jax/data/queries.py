@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +62,8 @@ class FeatureView:
 class Queries:
     """Ragged lists of documents; the arrays are converted, checked and made read-only.
 
-    Features may be memory-mapped, or a `FeatureView`: neither is copied.
+    Features may be memory-mapped, or a `FeatureView`: neither is copied. With
+    ``features_checked`` they are known to be finite, and not read.
 
     Raises:
         AutolossError: shapes that do not fit together, a query without documents, a value that is
@@ -73,8 +74,9 @@ class Queries:
     labels: np.ndarray  # f32[documents]
     offsets: np.ndarray  # i64[queries + 1]; documents of query q are offsets[q]:offsets[q + 1]
     query_ids: tuple[str, ...]
+    features_checked: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, features_checked: bool) -> None:
         if not isinstance(self.features, FeatureView):
             _set(self, "features", _convert(self.features, np.float32, "features"))
         _set(self, "labels", _convert(self.labels, np.float32, "labels"))
@@ -82,7 +84,7 @@ class Queries:
         object.__setattr__(self, "query_ids", tuple(str(name) for name in self.query_ids))
         _check_shapes(self)
         _check_labels(self)
-        if not isinstance(self.features, FeatureView):  # of features that have been checked
+        if not features_checked:
             _check_features(self.features)
 
     def __len__(self) -> int:
@@ -251,7 +253,7 @@ def _check_labels(queries: Queries) -> None:
         )
 
 
-def _check_features(features: np.ndarray) -> None:
+def _check_features(features: np.ndarray | FeatureView) -> None:
     for start in range(0, len(features), CHUNK_DOCUMENTS):
         part = features[start : start + CHUNK_DOCUMENTS]
         finite = np.isfinite(part)

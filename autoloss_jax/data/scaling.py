@@ -46,7 +46,9 @@ class Scaling:
         if self.transform == "none":
             return queries
         features = FeatureView(queries.features, self._scale)
-        return Queries(features, queries.labels, queries.offsets, queries.query_ids)
+        return Queries(
+            features, queries.labels, queries.offsets, queries.query_ids, features_checked=True
+        )
 
     def _scale(self, features: np.ndarray) -> np.ndarray:
         scaled = _transformed(features, self.transform)
