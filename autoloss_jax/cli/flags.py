@@ -159,8 +159,8 @@ class CommandFlags:
                 "data",
                 None,
                 "LETOR text: a folder of Fold1, Fold2, ...; one such folder; or three files "
-                "train,validation,test joined by commas. By default synthetic queries, always "
-                "the same ones",
+                "train,validation,test joined by commas. Or a name of TensorFlow Datasets, such as "
+                "tfds:mslr_web/10k_fold1. By default synthetic queries, always the same ones",
             ),
             self._text(
                 "fold",

@@ -11,7 +11,7 @@ from absl import flags, logging
 
 from autoloss_jax.cli.flags import effectiveness_config, search_config
 from autoloss_jax.cli.progress import held_back
-from autoloss_jax.data import Dataset, Fold, assign_folds, load_letor, synthetic
+from autoloss_jax.data import Dataset, Fold, assign_folds, load_dataset, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import read_json
@@ -96,7 +96,7 @@ def make_plan(command: str, arguments: Sequence[str], values: flags.FlagValues) 
         raise AutolossError("--loss and --from are for `autoloss test` and `autoloss run`")
     losses = _losses(command, values)
     with held_back() as notes:
-        dataset = load_letor(values.data) if values.data else synthetic()
+        dataset = load_dataset(values.data) if values.data else synthetic()
     searched, tested = _choose_folds(dataset, values, losses, notes)
     _check_queries(dataset, searched, tested, search)
     out = Path(values.out) if values.out else _new_folder(dataset.name)
