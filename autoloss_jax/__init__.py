@@ -15,6 +15,7 @@ from autoloss_jax.data import (
     load_letor,
     make_dataset,
     read_letor,
+    summarize,
     synthetic,
 )
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds, effectiveness_test
@@ -70,6 +71,7 @@ __all__ = [
     "read_letor",
     "search",
     "simplify",
+    "summarize",
     "synthetic",
     "write_report",
 ]

@@ -23,6 +23,11 @@ from autoloss_jax.search import SCHEDULES, SearchConfig
 
 WORKING_COMMANDS = ("run", "search", "test")
 
+_DATA = (
+    "LETOR text: a folder of Fold1, Fold2, ...; one such folder; or three files "
+    "train,validation,test joined by commas. Or a name of TensorFlow Datasets, such as "
+    "tfds:mslr_web/10k_fold1"
+)
 _QUOTE = "'"  # which absl puts around defaults
 _WITHOUT_DEFAULT = ("loss", "tensorboard")
 
@@ -124,6 +129,15 @@ class CommandFlags:
             self._define_machine()
         elif command == "report":
             self._section("Flags", self._text("out", None, "the run folder, instead of DIR"))
+        elif command == "data":
+            self._section(
+                "Flags",
+                self._text("data", None, f"{_DATA}, instead of FOLDER"),
+                self._number(
+                    "max_buckets", SearchConfig().proxy.max_buckets, _Number(int, 1),
+                    "length buckets that the cost of padding is for",
+                ),
+            )  # fmt: skip
         elif command == "export":
             self._section(
                 "Flags",
@@ -158,9 +172,7 @@ class CommandFlags:
             self._text(
                 "data",
                 None,
-                "LETOR text: a folder of Fold1, Fold2, ...; one such folder; or three files "
-                "train,validation,test joined by commas. Or a name of TensorFlow Datasets, such as "
-                "tfds:mslr_web/10k_fold1. By default synthetic queries, always the same ones",
+                f"{_DATA}. By default synthetic queries, always the same ones",
             ),
             self._text(
                 "fold",

@@ -7,6 +7,7 @@ SUMMARIES = {
     "search": "the search alone (Phase I)",
     "test": "the effectiveness test alone (Phase II)",
     "report": "write report.html of a run folder again",
+    "data": "look at a data set: counts, lists, labels, and what would spoil a result",
     "export": "print a loss as source for jax, torch or numpy, or as LaTeX",
     "losses": "list the hand-designed losses",
 }
@@ -28,6 +29,11 @@ Trains fresh models to convergence under each loss and compares them on test que
 of --out if that is a searched folder, those of --from, and every --loss, against the hand-designed
 ones. A --loss that is a name counts as hand-designed.""",
     "report": "Reads a run folder, finished or not, and writes report.html; nothing else changes.",
+    "data": """\
+Prints how many queries, documents and labels each fold and role has, how long the lists are, what
+padding them costs, and what is suspicious, with what to do about it: labels, duplicates, queries
+shared between roles, features that are constant, wild in scale, or give the label away. Without
+FOLDER it looks at the embedded synthetic queries.""",
     "export": "The source is complete: it needs nothing but its target.",
     "losses": "Prints name, formula, paper, and where a loss differs from other implementations.",
 }
@@ -45,6 +51,7 @@ _EXAMPLES = {
         "autoloss test --hand_designed softmax,lambdarank --data MQ2008",
     ),
     "report": ("autoloss report runs/first",),
+    "data": ("autoloss data MQ2008", "autoloss data --data tfds:mslr_web/10k_fold1"),
     "export": (
         "autoloss export --loss approx_ndcg --target torch",
         "autoloss export --from runs/first --target latex",
@@ -84,7 +91,7 @@ def overview() -> str:
 
 def explanation(command: str) -> str:
     """One command, its examples and its flags."""
-    argument = " DIR" if command == "report" else ""
+    argument = {"report": " DIR", "data": " FOLDER"}.get(command, "")
     flags = CommandFlags(command).explain()
     parts = [
         f"autoloss {command}{argument}{' [flags]' if flags else ''}: {SUMMARIES[command]}",

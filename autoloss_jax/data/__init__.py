@@ -27,6 +27,7 @@ from autoloss_jax.data.queries import (
 )
 from autoloss_jax.data.scaling import TRANSFORMS, Scaling, fit_scaling, scale_fold
 from autoloss_jax.data.sources import load_dataset
+from autoloss_jax.data.summary import DataSummary, summarize
 from autoloss_jax.data.synthetic import synthetic
 from autoloss_jax.data.tfds import load_tfds
 
@@ -35,6 +36,7 @@ __all__ = [
     "TRANSFORMS",
     "BatchPlan",
     "Buckets",
+    "DataSummary",
     "Dataset",
     "FeatureView",
     "Fold",
@@ -59,5 +61,6 @@ __all__ = [
     "read_letor",
     "scale_fold",
     "slots_per_bucket",
+    "summarize",
     "synthetic",
 ]
