@@ -36,17 +36,17 @@ def _counts_table(summary: DataSummary) -> Table:
     every = sorted({label for counts in summary.roles for label in counts.labels})
     shown = every if len(every) <= _MOST_LABELS else []
     caption = (
-        "No relevant: queries without a document of positive label. List length: the shortest,\n"
-        "the median, that of 90 %, the longest. Padding: the share of places that are empty\n"
+        "Empty: queries without a document of positive label. List length: the shortest, the\n"
+        "median, that of 90 %, the longest. Padding: the share of places that hold no document\n"
         "when lists are padded to --max_buckets lengths."
     )
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption=Text(caption), caption_justify="left"
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=Text(caption), caption_justify="left"
     )
     for heading in ("fold", "role"):
         table.add_column(heading, no_wrap=True)
     for heading in (
-        "queries", "no relevant", "documents", "list length",
+        "queries", "empty", "documents", "list length",
         *(f"label {label:g}" for label in shown), *(() if shown else ("labels",)), "padding",
     ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=heading.startswith("list"))

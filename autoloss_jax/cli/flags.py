@@ -114,6 +114,14 @@ class Section(NamedTuple):
     names: list[str]
 
 
+class Description(NamedTuple):
+    """What is said of a flag."""
+
+    values: str  # its choices or type; "" for one that is on or off
+    default: str  # "" if there is none, or if the text says it
+    text: str
+
+
 class CommandFlags:
     """The flags of one command: `values` to parse with, `sections` to explain."""
 
@@ -262,17 +270,24 @@ class CommandFlags:
         )
 
     def _explain(self, name: str) -> str:
-        flag = self.values[name]
-        head = f"  --{name}"
-        if not flag.boolean:
-            choices = getattr(flag.parser, "enum_values", None)
-            head += " " + ("|".join(choices) if choices else flag.parser.flag_type().upper())
-        body = self._texts[name].rstrip(".")
-        if flag.default_as_str is not None and name not in _WITHOUT_DEFAULT:
-            body += f" (default {flag.default_as_str.strip(_QUOTE)})"
+        flag = self.describe(name)
+        head = f"  --{name} {flag.values}".rstrip()
+        body = flag.text + (f" (default {flag.default})" if flag.default else "")
         indent = " " * 6
-        wrapped = textwrap.fill(body.strip(), 92, initial_indent=indent, subsequent_indent=indent)
+        wrapped = textwrap.fill(body, 92, initial_indent=indent, subsequent_indent=indent)
         return f"{head}\n{wrapped}"
+
+    def describe(self, name: str) -> Description:
+        """A flag in words."""
+        flag = self.values[name]
+        choices = getattr(flag.parser, "enum_values", None)
+        values = "|".join(choices) if choices else flag.parser.flag_type().upper()
+        shown = flag.default_as_str is not None and name not in _WITHOUT_DEFAULT
+        return Description(
+            "" if flag.boolean else values,
+            flag.default_as_str.strip(_QUOTE) if shown else "",
+            self._texts[name].rstrip(".").strip(),
+        )
 
 
 def flag_name(field: str, prefix: str) -> str:

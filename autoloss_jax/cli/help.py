@@ -89,6 +89,16 @@ def overview() -> str:
     )
 
 
+def about(command: str) -> str:
+    """What a command does, in a few sentences."""
+    return _ABOUT[command]
+
+
+def examples(command: str) -> tuple[str, ...]:
+    """Commands to paste."""
+    return _EXAMPLES[command]
+
+
 def explanation(command: str) -> str:
     """One command, its examples and its flags."""
     argument = {"report": " DIR", "data": " FOLDER"}.get(command, "")

@@ -40,7 +40,7 @@ def load_tfds(name: str, *, data_dir: str | None = None) -> Dataset:
     Returns:
         The data set, a fold for each name. Without a validation split, a fixed random fifth of the
         training queries is for validation. A value beyond the range of a 32-bit float is taken as
-        absent, which is 0, with a warning: Istella marks unknown values so.
+        absent, which is 0, with a warning: Istella has such values.
 
     Raises:
         AutolossError: the library is not installed, knows no such data set or cannot prepare it;
