@@ -28,12 +28,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")
+    text = " ".join(text.split()).replace("|", r"\|")
+    return text if "`" in text or "$" in text else text.replace("<", r"\<")
 
 
 def _math(latex: str) -> str:
     # A bar would end the table's cell, in mathematics too.
-    return f"${latex.replace('|', chr(92) + 'vert ')}$"
+    return "$" + latex.replace("|", r"\vert{}") + "$"
 
 
 def _free(indices: Iterable[str]) -> str:

@@ -41,6 +41,8 @@ _CHOICES = {
 _LEAST = {"seed": 0, "max_tokens": LEAST_TOKENS, "folds": 2}
 # Settings that the proxy runs and the test share have one flag, without a prefix.
 _CLEARER = {
+    "proposer": "what proposes the losses: chance, evolution, or an LSTM and policy gradient",
+    "model": "the ranker that is trained",
     "seed": "of everything random but the synthetic data",
     "max_tokens": "tokens of the longest loss",
     "fresh_seeds": "on how many seeds they are evaluated again",
@@ -282,10 +284,10 @@ class CommandFlags:
         flag = self.values[name]
         choices = getattr(flag.parser, "enum_values", None)
         values = "|".join(choices) if choices else flag.parser.flag_type().upper()
-        shown = flag.default_as_str is not None and name not in _WITHOUT_DEFAULT
+        default = "" if name in _WITHOUT_DEFAULT else (flag.default_as_str or "")
         return Description(
             "" if flag.boolean else values,
-            flag.default_as_str.strip(_QUOTE) if shown else "",
+            default.strip(_QUOTE),
             self._texts[name].rstrip(".").strip(),
         )
 

@@ -51,8 +51,9 @@ def strongest_feature(train: Queries) -> tuple[int, float] | None:
 
 
 def _blocks(queries: Queries) -> Iterator[np.ndarray]:
+    features = np.asarray(queries.features)
     for start in range(0, queries.num_features, _COLUMNS):
-        yield queries.features[:, start : start + _COLUMNS]
+        yield features[:, start : start + _COLUMNS]
 
 
 def _statistics(train: Queries) -> _Statistics:
@@ -91,7 +92,8 @@ def _check_constant(statistics: _Statistics, others: Sequence[Queries]) -> Itera
     if constant.any():
         varies = np.zeros_like(constant)
         for part in others:
-            varies |= part.features.max(axis=0) > part.features.min(axis=0)
+            features = np.asarray(part.features)
+            varies |= features.max(axis=0) > features.min(axis=0)
         elsewhere = int((constant & varies).sum())
         yield Finding(
             "constant_features", "note", "",
@@ -120,8 +122,9 @@ def _check_constant(statistics: _Statistics, others: Sequence[Queries]) -> Itera
 def _check_copies(train: Queries, constant: np.ndarray) -> Iterable[Finding]:
     first: dict[bytes, int] = {}
     copies = []
+    features = np.asarray(train.features)
     for feature in np.flatnonzero(~constant):
-        column = np.ascontiguousarray(train.features[:, feature]) + np.float32(0)  # -0 is 0
+        column = np.ascontiguousarray(features[:, feature]) + np.float32(0)  # -0 is 0
         digest = hashlib.sha256(column.tobytes()).digest()
         if digest in first:
             copies.append(f"{feature + 1} of {first[digest] + 1}")
