@@ -11,9 +11,11 @@ from autoloss_jax.data import (
     Dataset,
     Fold,
     Queries,
+    load_dataset,
     load_letor,
     make_dataset,
     read_letor,
+    summarize,
     synthetic,
 )
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds, effectiveness_test
@@ -58,6 +60,7 @@ __all__ = [
     "effectiveness_test",
     "encode",
     "export_source",
+    "load_dataset",
     "load_letor",
     "make_dataset",
     "mrr",
@@ -68,6 +71,7 @@ __all__ = [
     "read_letor",
     "search",
     "simplify",
+    "summarize",
     "synthetic",
     "write_report",
 ]

@@ -26,7 +26,7 @@ _EMPTY = flags.DEFINE_string("empty", "skip", "skip, zero or one")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    dataset = al.load_letor(_DATA.value) if _DATA.value else al.synthetic()
+    dataset = al.load_dataset(_DATA.value) if _DATA.value else al.synthetic()
     losses = [al.parse(text) for text in _LOSS.value]
     for model in _MODELS.value:
         config = al.EffectivenessConfig(

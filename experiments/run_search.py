@@ -43,7 +43,7 @@ def _search_once(dataset: al.Dataset, proposer: str, seed: int) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    dataset = al.load_letor(_DATA.value) if _DATA.value else al.synthetic()
+    dataset = al.load_dataset(_DATA.value) if _DATA.value else al.synthetic()
     lines = [
         _search_once(dataset, proposer, int(seed))
         for proposer in _PROPOSERS.value

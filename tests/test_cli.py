@@ -72,7 +72,7 @@ def call(*arguments):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "expected a command first, one of run, search, test, report, export, losses; got"),
+        ([], "expected a command first, one of run, search, test, report, data, export, losses;"),
         (["runn"], "got 'runn'"),
         (["--budget", "3", "run"], "got '--budget'"),
         (["run", "search"], "unexpected argument 'search'"),

@@ -7,6 +7,7 @@ import jax
 from absl import flags, logging
 from rich.console import Console
 
+from autoloss_jax.cli.data_summary import print_summary
 from autoloss_jax.cli.flags import WORKING_COMMANDS
 from autoloss_jax.cli.machine import set_compilation_cache, set_devices
 from autoloss_jax.cli.plans import Plan, make_plan
@@ -16,7 +17,7 @@ from autoloss_jax.cli.progress import (
     logging_to_stderr,
     tensorboard_writer,
 )
-from autoloss_jax.data import scale_fold
+from autoloss_jax.data import load_dataset, scale_fold, summarize, synthetic
 from autoloss_jax.effectiveness import EFFECTIVENESS_FILE, contenders, run_effectiveness
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.export import export_source, write_best_loss
@@ -43,15 +44,18 @@ def execute(
     go_on: GoOn,
 ) -> None:
     """Runs a command. Raises AutolossError for bad input, before anything is written."""
-    if positional and command != "report":
+    allowed = {"report": len(positional), "data": 1}.get(command, 0)
+    if len(positional) > allowed:
         raise AutolossError(
-            f"unexpected argument '{positional[0]}': autoloss takes one command, and "
-            f"`autoloss {command}` nothing but flags"
+            f"unexpected argument '{positional[allowed]}': autoloss takes one command, and "
+            f"`autoloss {command}` {'one FOLDER and' if allowed else 'nothing but'} flags"
         )
     if command in WORKING_COMMANDS:
         _work(command, arguments, values, go_on)
     elif command == "report":
         _report(positional, values)
+    elif command == "data":
+        _describe_data(positional, values)
     elif command == "export":
         _export(values)
     else:
@@ -161,6 +165,15 @@ def _report(positional: Sequence[str], values: flags.FlagValues) -> None:
         print(write_report(values.out))
     else:
         raise AutolossError("expected a run folder, or several: autoloss report DIR ...")
+
+
+def _describe_data(positional: Sequence[str], values: flags.FlagValues) -> None:
+    given = [*positional, *filter(None, [values.data])]
+    if len(given) > 1:
+        raise AutolossError(f"expected data once, got {' and '.join(given)}")
+    with logging_to_stderr():
+        dataset = load_dataset(given[0]) if given else synthetic()
+    print_summary(summarize(dataset, max_buckets=values.max_buckets), _console())
 
 
 def _export(values: flags.FlagValues) -> None:

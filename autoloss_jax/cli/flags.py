@@ -23,6 +23,11 @@ from autoloss_jax.search import SCHEDULES, SearchConfig
 
 WORKING_COMMANDS = ("run", "search", "test")
 
+_DATA = (
+    "LETOR text: a folder of Fold1, Fold2, ...; one such folder; or three files "
+    "train,validation,test joined by commas. Or a name of TensorFlow Datasets, such as "
+    "tfds:mslr_web/10k_fold1"
+)
 _QUOTE = "'"  # which absl puts around defaults
 _WITHOUT_DEFAULT = ("loss", "tensorboard", "verify_data")
 
@@ -36,6 +41,8 @@ _CHOICES = {
 _LEAST = {"seed": 0, "max_tokens": LEAST_TOKENS, "folds": 2}
 # Settings that the proxy runs and the test share have one flag, without a prefix.
 _CLEARER = {
+    "proposer": "what proposes the losses: chance, evolution, or an LSTM and policy gradient",
+    "model": "the ranker that is trained",
     "seed": "of everything random but the synthetic data",
     "max_tokens": "tokens of the longest loss",
     "fresh_seeds": "on how many seeds they are evaluated again",
@@ -109,6 +116,14 @@ class Section(NamedTuple):
     names: list[str]
 
 
+class Description(NamedTuple):
+    """What is said of a flag."""
+
+    values: str  # its choices or type; "" for one that is on or off
+    default: str  # "" if there is none, or if the text says it
+    text: str
+
+
 class CommandFlags:
     """The flags of one command: `values` to parse with, `sections` to explain."""
 
@@ -132,6 +147,15 @@ class CommandFlags:
                     "comparison.html in the current folder. Without DIR: the run folder",
                 ),
             )
+        elif command == "data":
+            self._section(
+                "Flags",
+                self._text("data", None, f"{_DATA}, instead of FOLDER"),
+                self._number(
+                    "max_buckets", SearchConfig().proxy.max_buckets, _Number(int, 1),
+                    "length buckets that the cost of padding is for",
+                ),
+            )  # fmt: skip
         elif command == "export":
             self._section(
                 "Flags",
@@ -170,9 +194,7 @@ class CommandFlags:
             self._text(
                 "data",
                 None,
-                "LETOR text: a folder of Fold1, Fold2, ...; one such folder; or three files "
-                "train,validation,test joined by commas. By default synthetic queries, always "
-                "the same ones",
+                f"{_DATA}. By default synthetic queries, always the same ones",
             ),
             self._text(
                 "data_cache",
@@ -272,17 +294,24 @@ class CommandFlags:
         )
 
     def _explain(self, name: str) -> str:
-        flag = self.values[name]
-        head = f"  --{name}"
-        if not flag.boolean:
-            choices = getattr(flag.parser, "enum_values", None)
-            head += " " + ("|".join(choices) if choices else flag.parser.flag_type().upper())
-        body = self._texts[name].rstrip(".")
-        if flag.default_as_str is not None and name not in _WITHOUT_DEFAULT:
-            body += f" (default {flag.default_as_str.strip(_QUOTE)})"
+        flag = self.describe(name)
+        head = f"  --{name} {flag.values}".rstrip()
+        body = flag.text + (f" (default {flag.default})" if flag.default else "")
         indent = " " * 6
-        wrapped = textwrap.fill(body.strip(), 92, initial_indent=indent, subsequent_indent=indent)
+        wrapped = textwrap.fill(body, 92, initial_indent=indent, subsequent_indent=indent)
         return f"{head}\n{wrapped}"
+
+    def describe(self, name: str) -> Description:
+        """A flag in words."""
+        flag = self.values[name]
+        choices = getattr(flag.parser, "enum_values", None)
+        values = "|".join(choices) if choices else flag.parser.flag_type().upper()
+        default = "" if name in _WITHOUT_DEFAULT else (flag.default_as_str or "")
+        return Description(
+            "" if flag.boolean else values,
+            default.strip(_QUOTE),
+            self._texts[name].rstrip(".").strip(),
+        )
 
 
 def flag_name(field: str, prefix: str) -> str:

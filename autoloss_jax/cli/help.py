@@ -7,6 +7,7 @@ SUMMARIES = {
     "search": "the search alone (Phase I)",
     "test": "the effectiveness test alone (Phase II)",
     "report": "write the page of a run again, or one that compares several runs",
+    "data": "look at a data set: counts, lists, labels, and what would spoil a result",
     "export": "print a loss as source for jax, torch or numpy, or as LaTeX",
     "losses": "list the hand-designed losses",
 }
@@ -31,6 +32,11 @@ ones. A --loss that is a name counts as hand-designed.""",
 Reads a run folder, finished or not, and writes its report.html; nothing else changes. Of several
 folders it writes one page that compares them: verdicts, best losses, settings that differ. They
 must be runs of the same data.""",
+    "data": """\
+Prints how many queries, documents and labels each fold and role has, how long the lists are, what
+padding them costs, and what is suspicious, with what to do about it: labels, duplicates, queries
+shared between roles, features that are constant, wild in scale, or give the label away. Without
+FOLDER it looks at the embedded synthetic queries.""",
     "export": "The source is complete: it needs nothing but its target.",
     "losses": "Prints name, formula, paper, and where a loss differs from other implementations.",
 }
@@ -51,6 +57,7 @@ _EXAMPLES = {
         "autoloss report runs/first",
         "autoloss report runs/mlp runs/linear --out mlp_or_linear.html",
     ),
+    "data": ("autoloss data MQ2008", "autoloss data --data tfds:mslr_web/10k_fold1"),
     "export": (
         "autoloss export --loss approx_ndcg --target torch",
         "autoloss export --from runs/first --target latex",
@@ -88,9 +95,19 @@ def overview() -> str:
     )
 
 
+def about(command: str) -> str:
+    """What a command does, in a few sentences."""
+    return _ABOUT[command]
+
+
+def examples(command: str) -> tuple[str, ...]:
+    """Commands to paste."""
+    return _EXAMPLES[command]
+
+
 def explanation(command: str) -> str:
     """One command, its examples and its flags."""
-    argument = " DIR ..." if command == "report" else ""
+    argument = {"report": " DIR ...", "data": " FOLDER"}.get(command, "")
     flags = CommandFlags(command).explain()
     parts = [
         f"autoloss {command}{argument}{' [flags]' if flags else ''}: {SUMMARIES[command]}",

@@ -12,7 +12,7 @@ from absl import flags, logging
 from autoloss_jax.cli.flags import effectiveness_config, search_config
 from autoloss_jax.cli.machine import user_cache
 from autoloss_jax.cli.progress import held_back
-from autoloss_jax.data import Dataset, Fold, assign_folds, load_letor, synthetic
+from autoloss_jax.data import Dataset, Fold, assign_folds, load_dataset, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import read_json
@@ -114,7 +114,7 @@ def _load(values: flags.FlagValues) -> Dataset:
         cache: Path | None = user_cache() / "data"
     else:
         cache = None if folder == "none" else Path(folder)
-    return load_letor(values.data, cache=cache, verify=values.verify_data)
+    return load_dataset(values.data, cache=cache, verify=values.verify_data)
 
 
 def _losses(command: str, values: flags.FlagValues) -> Tested:

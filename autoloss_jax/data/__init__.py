@@ -26,13 +26,17 @@ from autoloss_jax.data.queries import (
     make_dataset,
 )
 from autoloss_jax.data.scaling import TRANSFORMS, Scaling, fit_scaling, scale_fold
+from autoloss_jax.data.sources import load_dataset
+from autoloss_jax.data.summary import DataSummary, summarize
 from autoloss_jax.data.synthetic import synthetic
+from autoloss_jax.data.tfds import load_tfds
 
 __all__ = [
     "PIECE_DOCUMENTS",
     "TRANSFORMS",
     "BatchPlan",
     "Buckets",
+    "DataSummary",
     "Dataset",
     "FeatureView",
     "Fold",
@@ -46,7 +50,9 @@ __all__ = [
     "draw_batches",
     "fit_scaling",
     "held_out_rows",
+    "load_dataset",
     "load_letor",
+    "load_tfds",
     "make_dataset",
     "pad_queries",
     "padding_waste",
@@ -55,5 +61,6 @@ __all__ = [
     "read_letor",
     "scale_fold",
     "slots_per_bucket",
+    "summarize",
     "synthetic",
 ]

@@ -19,17 +19,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from autoloss_jax.data.letor_cache import read_cached
 from autoloss_jax.data.letor_text import LetorText, parse_letor
-from autoloss_jax.data.queries import Dataset, Fold, Queries
+from autoloss_jax.data.queries import Dataset, Queries
+from autoloss_jax.data.roles import make_fold
 from autoloss_jax.errors import AutolossError
 
 TRAIN_NAMES = ("train.txt",)
 VALIDATION_NAMES = ("vali.txt", "valid.txt", "validation.txt")
 TEST_NAMES = ("test.txt",)
-VALIDATION_SHARE = 0.2
 
 _FOLD = re.compile(r"fold[ _-]?(\d+)", re.IGNORECASE)
 _log = logging.getLogger(__name__)
@@ -97,8 +95,9 @@ def load_letor(
     for place, (fold, parts) in enumerate(texts.items()):
         for role, part in zip(("train", "validation", "test"), parts, strict=True):
             digest.update(f"{place}/{role}: {part.sha256 if part else None}\n".encode())
-        queries = [part.to_queries(width, zero_based) if part else None for part in parts]
-        folds.append(_make_fold(fold, *queries))
+        train, validation, test = (p.to_queries(width, zero_based) if p else None for p in parts)
+        assert train is not None and test is not None
+        folds.append(make_fold(fold, train, validation, test))
     return Dataset(name, tuple(folds), digest.hexdigest())
 
 
@@ -155,40 +154,6 @@ def _find_roles(folder: Path) -> _Files:
             f"{' or '.join(VALIDATION_NAMES)}, and test.txt; found {listed or 'nothing'}"
         )
     return train, validation, test
-
-
-def _make_fold(
-    name: str, train: Queries | None, validation: Queries | None, test: Queries | None
-) -> Fold:
-    assert train is not None and test is not None
-    if validation is None:
-        train, validation = _split_validation(name, train)
-    parts = {"train": train, "validation": validation, "test": test}
-    roles = list(parts)
-    for i, first in enumerate(roles):
-        for second in roles[i + 1 :]:
-            shared = set(parts[first].query_ids) & set(parts[second].query_ids)
-            if shared:
-                _log.warning(
-                    "%s: %d query ids are in both %s and %s, such as %r; they are kept in both",
-                    name, len(shared), first, second, min(shared),
-                )  # fmt: skip
-    return Fold(name, train, validation, test)
-
-
-def _split_validation(name: str, train: Queries) -> tuple[Queries, Queries]:
-    if len(train) < 2:
-        raise AutolossError(
-            f"{name}: no validation file and one training query, expected at least two to split"
-        )
-    count = max(1, round(VALIDATION_SHARE * len(train)))
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))
-    _log.warning(
-        "%s: no validation file; %d of the %d training queries, chosen at random by a fixed seed, "
-        "become the validation queries",
-        name, count, len(train),
-    )  # fmt: skip
-    return train.select(np.sort(order[count:])), train.select(np.sort(order[:count]))
 
 
 def _check_count(num_features: int | None) -> int | None:

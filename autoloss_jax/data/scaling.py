@@ -105,4 +105,9 @@ def scale_fold(fold: Fold, transform: str = "standardize") -> Fold:
 
 def _transformed(features: np.ndarray, transform: str) -> np.ndarray:
     values = features.astype(np.float64)
-    return np.sign(values) * np.log1p(np.abs(values)) if transform == "log1p" else values
+    return signed_log1p(values) if transform == "log1p" else values
+
+
+def signed_log1p(values: np.ndarray) -> np.ndarray:
+    """``sign(x) log(1 + |x|)``: tames raw counts and lengths, and keeps their order."""
+    return np.sign(values) * np.log1p(np.abs(values))

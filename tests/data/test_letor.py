@@ -271,13 +271,13 @@ def test_without_a_validation_file_training_queries_are_set_aside(tmp_path, capl
     write_fold(tmp_path / "set", train, None, renamed(PLAIN.replace(" 2:", " 1:"), "t"))
     with caplog.at_level(logging.WARNING):
         (fold,) = load_letor(tmp_path / "set").folds
-    assert "no validation file; 4 of the 20 training queries" in caplog.text
+    assert "no validation queries; 4 of the 20 training queries" in caplog.text
     assert len(fold.train) == 16 and len(fold.validation) == 4
     assert len({*fold.train.query_ids, *fold.validation.query_ids}) == 20
     (again,) = load_letor(tmp_path / "set").folds
     assert again.validation.query_ids == fold.validation.query_ids
     (tmp_path / "set" / "train.txt").write_text("1 qid:1 1:1\n")
-    with pytest.raises(AutolossError, match="no validation file and one training query"):
+    with pytest.raises(AutolossError, match="no validation queries and one training query"):
         load_letor(tmp_path / "set")
 
 

@@ -90,9 +90,9 @@ def fields(run: RunFiles) -> Section:
         "A query has three documents, of labels 2, 1 and 0. A point of the plane is a state of "
         "the model: to the right the score of label 2 above that of label 1, upwards the score of "
         "label 1 above that of label 0 (their mean is 0). Arrows show where gradient descent moves "
-        "that state, longer where it pushes harder. The six regions are the six orders of the documents, "
-        "printed with their NDCG and shaded by it: arrows should lead to the upper right, where "
-        "it is 1."
+        "that state, longer where it pushes harder. The six regions are the six orders of the "
+        "documents, printed with their NDCG and shaded by it: arrows should lead to the upper "
+        "right, where it is 1."
     )
     return Section(
         title,
