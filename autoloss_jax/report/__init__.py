@@ -66,21 +66,21 @@ def write_report(
 
 
 def report_html(run: RunFiles) -> str:
-    """The page of a run."""
-    sections = (
+    """The page of a run. Of one that only tests given losses, the search's parts are left out."""
+    searched = bool(run.ledger) or run.setting("losses", "finalists") is not False
+    sections = [
         formula.best_loss,
         formula.use,
         comparison.comparison,
         queries.per_query,
         shapes.shapes,
         shapes.fields,
-        search.search_course,
-        search.funnel,
+        *([search.search_course, search.funnel] if searched else []),
         sizes.sizes,
-        sizes.hall_of_fame,
+        *([sizes.hall_of_fame] if searched else []),
         reproduction.cost,
         reproduction.reproduction,
-    )
+    ]
     return page(
         f"autoloss_jax: {run.name}", verdict.verdict(run), [section(run) for section in sections]
     )

@@ -1,5 +1,6 @@
 """Several runs on one page: where they differ, and what each found."""
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -237,8 +238,8 @@ def _head_to_head(named: Sequence[NamedRun]) -> Section:
         body.append(Row((entry.label, shown, p_value, f"{len(values):,}")))
     conventions = dict.fromkeys(wording.empty_convention(e.run.effectiveness or {}) for e in known)
     note = (
-        "Paired by query, by a randomisation test; p is not corrected for the number of runs, and "
-        "runs were not chosen by these queries only if you do not choose one by this table. "
+        "Paired by query, by a randomisation test; p is not corrected for the number of runs. A run "
+        "that is chosen by this table is chosen by its test queries, and its figures flatter it. "
     )
     return Section(
         title,
@@ -292,11 +293,12 @@ def _curves(named: Sequence[NamedRun]) -> Section:
     if not searched:
         return Section(title, anchor, markup.missing("None of these runs has trained a candidate."))
     styles = [_STYLES[k % 4] + (" faint" if k // 4 % 2 else "") for k in range(len(searched))]
+    rewards = [[float(r["reward"]) for r in entry.run.trained] for entry in searched]
     curves = [
-        Curve(best_so_far([float(r["reward"]) for r in entry.run.trained]), style)
-        for entry, style in zip(searched, styles, strict=True)
+        Curve(best_so_far(of_run), style) for of_run, style in zip(rewards, styles, strict=True)
     ]
-    heights = [y for curve in curves for _, y in curve.points]
+    # The best after each candidate: a range of these leaves out how the searches began.
+    heights = [best for of_run in rewards for best in itertools.accumulate(of_run, max)]
     references = {entry.run.reference for entry in searched}
     reference = references.pop() if len(references) == 1 else None
     chart = Chart(

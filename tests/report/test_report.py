@@ -153,6 +153,16 @@ def test_a_test_of_hand_designed_losses_alone_recommends_one(tmp_path, example):
     assert "No found loss was tested." in text
 
 
+def test_a_test_of_given_losses_has_no_search_to_tell_of(tmp_path, example):
+    config = example.config()
+    config["config"]["losses"] = {"finalists": False}
+    files = {"config": config, "effectiveness": example.effectiveness()}
+    text = page(example.write_folder(tmp_path / "run", **files)).text
+    assert "The search" not in text
+    assert "Hall of fame" not in text
+    assert "Size against quality" in text
+
+
 def test_queries_are_told_one_by_one(full, example):
     arrays = example.per_query([row["name"] for row in example.effectiveness()["rows"]])
     names = arrays["names"].tolist()
