@@ -5,7 +5,7 @@ from html import escape
 from typing import NamedTuple
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.report.charts import Chart, Curve, Points, chart_svg
+from autoloss_jax.report.figures.charts import Chart, Curve, Points, chart_svg
 
 _COLOURS = {
     "first": "stroke: #d9480f",
