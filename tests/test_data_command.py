@@ -65,7 +65,7 @@ def test_many_labels_are_counted_together(folder, capsys):
     "arguments, message",
     [
         (["absent"], "absent: expected a folder of folds"),
-        (["a", "b"], "expected data once, got a and b"),
+        (["a", "b"], "unexpected argument 'b': autoloss takes one command, and"),
         (["a", "--data", "b"], "expected data once, got a and b"),
         (["tfds:"], "expected names of TensorFlow Datasets"),
         (["--max_buckets=0"], "expected a whole number of at least 1"),
