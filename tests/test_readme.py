@@ -9,7 +9,6 @@ import pytest
 
 from autoloss_jax.cli.flags import CommandFlags
 from autoloss_jax.cli.help import SUMMARIES
-from autoloss_jax.language.operators import LEAVES, OPERATORS, REDUCTIONS
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import LOSSES
 
@@ -35,8 +34,21 @@ def test_python_blocks_run(number, tmp_path, capsys):
 
 
 def test_there_are_blocks_to_test():
-    assert len(PYTHON) >= 2
+    assert len(PYTHON) >= 1
     assert len(COMMANDS) >= 4
+
+
+def test_the_first_screen_has_what_convinces():
+    screen = "\n".join(README.splitlines()[:60])
+    assert "autoloss run" in screen  # one command
+    assert re.search(r"\d+ cores \(AMD EPYC,\s+\d{4}-\d\d-\d\d\)", screen)  # a figure, and whose
+    assert 8 <= len(PYTHON[0].splitlines()) <= 14 and PYTHON[0] in screen
+    assert "(docs/README.md)" in screen
+
+
+def test_every_page_of_the_documentation_is_linked():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in README, page.name
 
 
 def ci_lines() -> list[str]:
@@ -82,7 +94,8 @@ def test_commands_and_their_flags_exist(line):
     if arguments and arguments[-1] == "--loss":  # the flag as such
         assert "loss" in flags.values
         return
-    assert flags.parse(arguments) == []
+    folders = flags.parse(arguments)
+    assert command == "report" or len(folders) <= (command == "data")
 
 
 def test_every_command_is_explained():
@@ -102,15 +115,6 @@ def test_losses_in_the_table_are_those_of_the_library():
     assert len(rows) >= 5
     for name, formula in rows:
         assert parse(formula) == LOSSES[name], name
-
-
-def test_the_language_is_complete():
-    for name in (*LEAVES, *(name for name, o in OPERATORS.items() if o.precedence == 5)):
-        if not name.endswith("_j"):
-            assert re.search(rf"[`| ]{name}[` ]", README), name
-    for name in REDUCTIONS:
-        if not name.endswith("_j"):
-            assert re.search(rf"[` ]{name}[` ]", README), name
 
 
 @pytest.mark.parametrize("text", [README, BUILD], ids=["README", "BUILD"])

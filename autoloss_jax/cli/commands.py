@@ -10,14 +10,14 @@ from rich.console import Console
 from autoloss_jax.cli.data_summary import print_summary
 from autoloss_jax.cli.flags import WORKING_COMMANDS
 from autoloss_jax.cli.machine import set_compilation_cache, set_devices
-from autoloss_jax.cli.plans import Plan, make_plan
+from autoloss_jax.cli.plans import Plan, load_data, make_plan
 from autoloss_jax.cli.progress import (
     METRICS_FOLDER,
     Reporter,
     logging_to_stderr,
     tensorboard_writer,
 )
-from autoloss_jax.data import load_dataset, scale_fold, summarize, synthetic
+from autoloss_jax.data import scale_fold, summarize
 from autoloss_jax.effectiveness import EFFECTIVENESS_FILE, contenders, run_effectiveness
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.export import export_source, write_best_loss
@@ -172,7 +172,7 @@ def _describe_data(positional: Sequence[str], values: flags.FlagValues) -> None:
     if len(given) > 1:
         raise AutolossError(f"expected data once, got {' and '.join(given)}")
     with logging_to_stderr():
-        dataset = load_dataset(given[0]) if given else synthetic()
+        dataset = load_data(given[0] if given else None, values)
     print_summary(summarize(dataset, max_buckets=values.max_buckets), _console())
 
 

@@ -151,6 +151,7 @@ class CommandFlags:
             self._section(
                 "Flags",
                 self._text("data", None, f"{_DATA}, instead of FOLDER"),
+                *self._define_cache(),
                 self._number(
                     "max_buckets", SearchConfig().proxy.max_buckets, _Number(int, 1),
                     "length buckets that the cost of padding is for",
@@ -196,17 +197,7 @@ class CommandFlags:
                 None,
                 f"{_DATA}. By default synthetic queries, always the same ones",
             ),
-            self._text(
-                "data_cache",
-                None,
-                "a folder that keeps parsed data, to be opened at once the next time, or 'none'. "
-                "By default autoloss_jax/data in the user's cache folder",
-            ),
-            self._bool(
-                "verify_data",
-                "hash data files and what is cached of them, even if their times say that nothing "
-                "has changed",
-            ),
+            *self._define_cache(),
             self._text(
                 "fold",
                 "all",
@@ -222,6 +213,21 @@ class CommandFlags:
                 "hand_designed",
                 "all",
                 "the hand-designed losses to compare with: all, none, or names joined by commas",
+            ),
+        )
+
+    def _define_cache(self) -> tuple[str, str]:
+        return (
+            self._text(
+                "data_cache",
+                None,
+                "a folder that keeps parsed data, to be opened at once the next time, or 'none'. "
+                "By default autoloss_jax/data in the user's cache folder",
+            ),
+            self._bool(
+                "verify_data",
+                "hash data files and what is cached of them, even if their times say that nothing "
+                "has changed",
             ),
         )
 

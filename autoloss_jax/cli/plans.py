@@ -97,7 +97,7 @@ def make_plan(command: str, arguments: Sequence[str], values: flags.FlagValues) 
         raise AutolossError("--loss and --from are for `autoloss test` and `autoloss run`")
     losses = _losses(command, values)
     with held_back() as notes:
-        dataset = _load(values) if values.data else synthetic()
+        dataset = load_data(values.data, values)
     searched, tested = _choose_folds(dataset, values, losses, notes)
     _check_queries(dataset, searched, tested, search)
     out = Path(values.out) if values.out else _new_folder(dataset.name)
@@ -108,13 +108,16 @@ def make_plan(command: str, arguments: Sequence[str], values: flags.FlagValues) 
     )  # fmt: skip
 
 
-def _load(values: flags.FlagValues) -> Dataset:
+def load_data(source: str | None, values: flags.FlagValues) -> Dataset:
+    """What --data names, or the synthetic queries; parsed text is kept where the flags say."""
+    if not source:
+        return synthetic()
     folder = values.data_cache
     if folder is None:
         cache: Path | None = user_cache() / "data"
     else:
         cache = None if folder == "none" else Path(folder)
-    return load_dataset(values.data, cache=cache, verify=values.verify_data)
+    return load_dataset(source, cache=cache, verify=values.verify_data)
 
 
 def _losses(command: str, values: flags.FlagValues) -> Tested:
