@@ -1,11 +1,12 @@
 """What a block of GPU threads runs, in the operations that Triton has: branches, rows, reductions.
 
 Triton cannot index an array in registers by a number known at run time only. So work registers are
-separate arrays, which a branch per register reads and writes; and row `i` of f32[blocks, BLOCK] is
+separate arrays, which a branch per register reads and writes; and row `i` of f32[rows, width] is
 read and written by comparing all rows' numbers with `i`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,7 +30,16 @@ def choose(index: Array, options: Sequence[Callable[[], Any]]) -> Any:
     )
 
 
-# --------------------------------------------------------------------- rows of f32[blocks, BLOCK]
+def pick(index: Array, values: Sequence[Any]) -> Any:
+    """`values[index]`, arrays or pytrees of them."""
+    return choose(index, [partial(_same, value) for value in values])
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# ------------------------------------------------------------------------ rows of f32[rows, width]
 
 
 def _is_row(x: Array, i: Array) -> Array:
@@ -46,8 +56,15 @@ def with_row(x: Array, i: Array, row: Array) -> Array:
 
 def first_of(x: Array) -> Array:
     """f32[]: the entry [0, 0]."""
-    is_first = _is_row(x, jnp.int32(0)) & (lax.broadcasted_iota(jnp.int32, x.shape, 1) == 0)
-    return jnp.sum(jnp.where(is_first, x, 0.0))
+    row = row_of(x, jnp.int32(0))
+    return jnp.sum(jnp.where(lax.broadcasted_iota(jnp.int32, row.shape, 0) == 0, row, 0.0))
+
+
+def over(reduce: Callable[..., Array], x: Array, axes: tuple[int, ...]) -> Array:
+    """Reduces axis after axis, for Triton's lowering of two at once fails under a mesh."""
+    for axis in sorted(axes, reverse=True):
+        x = reduce(x, axis)
+    return x
 
 
 # ------------------------------------------------------------------------------ a segment's program
@@ -104,7 +121,7 @@ def run_segment(
     shape, zeros = work[0].value.shape, work[0].tangents
 
     def read(work: tuple[Register, ...], register: Array) -> Register:
-        return choose(register, [lambda x=x: x for x in (*leaves, *work)])
+        return pick(register, (*leaves, *work))
 
     def apply(name: str, *args: Register) -> Register:
         value, tangent = linearize(name, [x.value for x in args])
@@ -117,23 +134,21 @@ def run_segment(
 
         def load() -> Register:
             number = Register(jnp.full(shape, constant), zeros)
-            return choose(code - unused, [*loads, lambda: number])
+            return choose(code - unused, [*loads, partial(_same, number)])
 
         def unary() -> Register:
             x = read(work, a)
-            return choose(code - _FIRST_UNARY, [lambda n=n: apply(n, x) for n in _UNARY])
+            return choose(code - _FIRST_UNARY, [partial(apply, name, x) for name in _UNARY])
 
         def binary() -> Register:
             x, y = read(work, a), read(work, b)
-            return choose(code - _FIRST_BINARY, [lambda n=n: apply(n, x, y) for n in _BINARY])
+            return choose(code - _FIRST_BINARY, [partial(apply, name, x, y) for name in _BINARY])
 
         result = lax.cond(
             code < _FIRST_UNARY, load, lambda: lax.cond(code < _FIRST_BINARY, unary, binary)
         )
-        written = [
-            lambda r=r: (*work[:r], result, *work[r + 1 :]) for r in range(len(work))
-        ]
-        return choose(target - len(leaves), written)
+        written = [(*work[:r], result, *work[r + 1 :]) for r in range(len(work))]
+        return pick(target - len(leaves), written)
 
     length, result = level.header[stage, 0], level.header[stage, 1]
     return read(lax.fori_loop(0, length, step, work), result)
@@ -174,17 +189,20 @@ class RunningReduction:
 
         def total() -> Running:
             return Running(
-                running.a + jnp.sum(values * selected, axes), running.b + jnp.sum(selected, axes)
+                running.a + over(jnp.sum, values * selected, axes),
+                running.b + over(jnp.sum, selected, axes),
             )
 
         def top() -> Array:
-            return jnp.maximum(running.a, jnp.max(jnp.where(selected > 0, values, -jnp.inf), axes))
+            return jnp.maximum(
+                running.a, over(jnp.max, jnp.where(selected > 0, values, -jnp.inf), axes)
+            )
 
         def largest() -> Running:
             new = top()
             ties = jnp.where(values == spread(new), selected, 0.0)
             before = jnp.where(running.a == new, running.b, 0.0)
-            return Running(new, before + jnp.sum(ties, axes))
+            return Running(new, before + over(jnp.sum, ties, axes))
 
         def logsumexp() -> Running:
             new = top()
@@ -192,7 +210,7 @@ class RunningReduction:
             terms = selected * jnp.exp(jnp.minimum(values - spread(shift), 0.0))
             # exp(-inf) is 0: nothing was seen before.
             before = running.b * jnp.exp(jnp.minimum(running.a - shift, 0.0))
-            return Running(new, before + jnp.sum(terms, axes))
+            return Running(new, before + over(jnp.sum, terms, axes))
 
         return choose(self._kind, [total, total, largest, logsumexp])
 
@@ -202,7 +220,7 @@ class RunningReduction:
         top = _finite_or_zero(a)
         log = jnp.where(b > 0.0, top + jnp.log(jnp.maximum(b, TINY)), 0.0)
         results = [a, a / jnp.maximum(b, 1.0), top, log]
-        result = choose(self._kind, [lambda x=x: x for x in results])
+        result = pick(self._kind, results)
         return result, Running(jnp.where(self._kind < self.MAX, a, top), b)
 
     def weights(self, running: Running, values: Array, selected: Array) -> Array:
@@ -214,9 +232,7 @@ class RunningReduction:
                 lambda: selected,
                 lambda: selected / jnp.maximum(b, 1.0),
                 lambda: jnp.where(values == a, selected, 0.0) / jnp.maximum(b, 1.0),
-                lambda: (
-                    selected * jnp.exp(jnp.minimum(values - a, 0.0)) / jnp.maximum(b, TINY)
-                ),
+                lambda: selected * jnp.exp(jnp.minimum(values - a, 0.0)) / jnp.maximum(b, TINY),
             ],
         )
 
