@@ -5,6 +5,9 @@ but for rounding.
 """
 
 import concurrent.futures
+import functools
+from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,34 +26,28 @@ _TRIED = (
     "sum_ij(softplus(s_j - s_i) * abs(discount_i - discount_j), where=y_i > y_j) / max_dcg",
     "mean_i(log(1 + exp(s_i)) - logsumexp_j(0.5 * (s_j - s_i)))",
 )
-_wanted = "auto"
-_in_use: str | None = None  # decided when it is first asked for, since that starts JAX
+_chosen = jax.make_user_context("auto")  # part of what jit keeps a compiled function by
 
 
-def set_interpreter(name: str) -> None:
-    """Chooses the interpreter of this process, one of INTERPRETERS.
-
-    What JAX has compiled is dropped if the choice changes, so that it holds for everything.
+def using_interpreter(name: str) -> AbstractContextManager[Any]:
+    """A context in which the interpreter is the one of this name, one of INTERPRETERS.
 
     Raises:
       AutolossError: there is none of this name.
     """
-    global _wanted, _in_use
     if name not in INTERPRETERS:
         raise AutolossError(f"interpreter: expected one of {', '.join(INTERPRETERS)}; got '{name}'")
-    if name != _wanted:
-        _wanted, _in_use = name, None
-        jax.clear_caches()
+    return _chosen(name)
 
 
 def interpreter_in_use() -> str:
-    """ "xla" or "kernel"."""
-    global _in_use
-    if _in_use is None:
-        _in_use = _wanted
-        if _wanted == "auto":
-            _in_use = "kernel" if jax.default_backend() == "gpu" and _kernel_works() else "xla"
-    return _in_use
+    """The interpreter that runs losses here: xla or kernel."""
+    return _automatic() if _chosen.value == "auto" else _chosen.value
+
+
+@functools.cache
+def _automatic() -> str:
+    return "kernel" if jax.default_backend() == "gpu" and _kernel_works() else "xla"
 
 
 def _kernel_works() -> bool:

@@ -1,4 +1,4 @@
-"""The interpreter as one GPU kernel (Pallas, lowered by Triton): losses and gradients in one launch.
+"""The interpreter as one GPU kernel (Pallas, by Triton): losses and gradients in one launch.
 
 A block of threads runs one candidate on one query, so the program is the same for all its threads
 and its branches are real. It reads the program and the query and writes the loss and the gradient;

@@ -1,4 +1,4 @@
-"""What a block of GPU threads computes for one query: ranks, pair stages, document stages, gradient.
+"""What a block of GPU threads computes for one query: its loss and gradient, stage by stage.
 
 The documents of the query lie in registers, f32[rows, width]. Pairs exist as one tile of width x
 width at a time: a pair stage walks over the tiles with running reductions, and walks over them
