@@ -93,9 +93,9 @@ def test_every_hand_designed_loss_equals_the_xla_path():
 
 
 def test_random_losses_equal_the_xla_path():
-    ill_conditioned, wrong = deviation(random_expressions(jax.random.key(1), 100))
+    ill_conditioned, wrong = deviation(random_expressions(jax.random.key(1), 2 * GROUP))
     assert wrong == []
-    assert ill_conditioned <= 10
+    assert ill_conditioned <= 5
 
 
 @pytest.mark.slow
@@ -149,7 +149,6 @@ def test_a_batch_of_nothing_but_padding_has_loss_and_gradient_zero():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 9])
-@pytest.mark.usefixtures("small_tiles")
 def test_short_and_odd_lists_equal_the_xla_path(length):
     rng = np.random.default_rng(length)
     mask = jnp.asarray(rng.random((5, length)) < 0.9)
@@ -191,11 +190,17 @@ def test_on_a_gpu_the_kernel_equals_the_xla_path(length, monkeypatch):
 # ------------------------------------------------------------------- lowered for a GPU without one
 
 
+GPUS = AbstractMesh(
+    (2,),
+    ("candidates",),
+    axis_types=(AxisType.Auto,),
+    abstract_device=AbstractDevice("NVIDIA H100", 132, "gpu"),
+)
+
+
 def lowered_for_cuda(function, *args) -> str:
-    """The module that JAX would hand to XLA on an NVIDIA GPU, with the kernel lowered by Triton."""
-    device = AbstractDevice("NVIDIA H100", 132, "gpu")
-    mesh = AbstractMesh((1,), ("gpus",), axis_types=(AxisType.Auto,), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh), warnings.catch_warnings():
+    """The module that JAX would hand to XLA on NVIDIA GPUs, with the kernel lowered by Triton."""
+    with jax.sharding.use_abstract_mesh(GPUS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
         return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
