@@ -33,15 +33,16 @@ class _Inputs(NamedTuple):
     scores: Any  # f32[candidates, queries, rows, width], 0 where there is no document
     labels: Any  # f32[queries, rows, width], 0 where there is no document
     mask: Any  # f32[queries, rows, width]
+    places: Any  # i32[queries, rows, width]: of these documents in the list
     numbers: Any  # f32[queries, 2]: documents, ideal DCG
-    used: Any  # i32[queries, 1]: rows up to that of the last document
+    used: Any  # i32[queries, 1]: rows with a document
 
 
 def _kernel(inputs: _Inputs, loss_ref: Any, gradient_ref: Any) -> None:
     zeros = jnp.zeros(inputs.mask.shape)
     query = Query(
-        inputs.scores, inputs.labels, inputs.mask, inputs.numbers[0], inputs.numbers[1],
-        inputs.used[0], ranks=zeros, discounts=zeros,
+        inputs.scores, inputs.labels, inputs.mask, inputs.places, inputs.numbers[0],
+        inputs.numbers[1], inputs.used[0], ranks=zeros, discounts=zeros,
     )  # fmt: skip
     counts = (inputs.counts[0], inputs.counts[1], inputs.counts[2])
     loss, gradient = loss_and_gradient(inputs.pair, inputs.document, counts, query)
@@ -56,18 +57,19 @@ def _level(segments: Segments, conditions: Array) -> Level:
     return Level(code, segments.constant, jnp.concatenate([header, conditions], -1))
 
 
-def _inputs(programs: Programs, scores: Array, labels: Array, mask: Array, width: int) -> _Inputs:
+def _inputs(
+    programs: Programs, scores: Array, labels: Array, mask: Array, order: Array, width: int
+) -> _Inputs:
     length = labels.shape[-1]
     rows = pl.next_power_of_2(max(1, pl.cdiv(length, width)))  # Triton has no other sizes
 
     def in_rows(x: Array) -> Array:
-        x = jnp.where(mask, x, 0.0)
+        x = _take(x, order)
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rows * width - length)])
         return x.reshape(*x.shape[:-1], rows, width)
 
     labels = jnp.where(mask, labels, 0.0)
-    numbers = (jnp.sum(mask, -1, dtype=jnp.float32), queries.max_dcg(labels, mask))
-    last = jnp.max(jnp.where(mask, 1 + jnp.arange(length), 0), -1, keepdims=True, initial=0)
+    size = jnp.sum(mask, -1)
     pair, document = programs.pair, programs.document
     counts = (
         jnp.sum(pair.reduction > 0, -1), jnp.sum(document.reduction > 0, -1), programs.uses_ranks
@@ -76,12 +78,19 @@ def _inputs(programs: Programs, scores: Array, labels: Array, mask: Array, width
         pair=_level(pair, jnp.asarray(PAIR_CONDITION_RULES)[pair.where]),
         document=_level(document, document.where[..., None]),
         counts=jnp.stack(counts, -1).astype(jnp.int32),
-        scores=in_rows(scores),
+        scores=in_rows(jnp.where(mask, scores, 0.0)),
         labels=in_rows(labels),
         mask=in_rows(mask.astype(jnp.float32)),
-        numbers=jnp.stack(numbers, -1),
-        used=pl.cdiv(last, width).astype(jnp.int32),
+        places=in_rows(jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), labels.shape)),
+        numbers=jnp.stack((size.astype(jnp.float32), queries.max_dcg(labels, mask)), -1),
+        used=pl.cdiv(size, width)[:, None].astype(jnp.int32),
     )
+
+
+def _take(x: Array, order: Array) -> Array:
+    """x[..., queries, list] with every query's documents in an order i32[queries, list]."""
+    order = jnp.broadcast_to(order, x.shape)
+    return jnp.take_along_axis(x, order, -1, mode="promise_in_bounds")
 
 
 def _by(*axes: int) -> Callable[[Any], pl.BlockSpec]:
@@ -139,7 +148,9 @@ def losses_and_gradients(
     """
     interpret = jax.default_backend() != "gpu" if interpret is None else interpret
     length = scores.shape[-1]
-    inputs = _inputs(programs, scores, labels, mask, tile_width(length))
+    # By falling label, padding last: then few tiles hold pairs that a condition selects.
+    order = jnp.argsort(jnp.where(mask, -labels, jnp.inf), -1)
+    inputs = _inputs(programs, scores, labels, mask, order, tile_width(length))
     by_candidate, by_query, by_both = _by(0), _by(1), _by(0, 1)
     specs = _Inputs(
         pair=jax.tree.map(by_candidate, inputs.pair),
@@ -148,6 +159,7 @@ def losses_and_gradients(
         scores=by_both(inputs.scores),
         labels=by_query(inputs.labels),
         mask=by_query(inputs.mask),
+        places=by_query(inputs.places),
         numbers=by_query(inputs.numbers),
         used=by_query(inputs.used),
     )
@@ -165,5 +177,7 @@ def losses_and_gradients(
         compiler_params=None if interpret else _triton_params(warps(length)),
         name="loss_interpreter",
     )(inputs)
-    gradients = gradients.reshape(*scores.shape[:2], -1)[..., :length]
+    gradients = _take(
+        gradients.reshape(*scores.shape[:2], -1)[..., :length], jnp.argsort(order, -1)
+    )
     return jnp.where(jnp.any(mask, -1), losses[..., 0], 0.0), gradients

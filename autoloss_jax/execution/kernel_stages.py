@@ -3,10 +3,12 @@
 The documents of the query lie in registers, f32[rows, width]. Pairs exist as one tile of width x
 width at a time: a pair stage walks over the tiles with running reductions, and walks over them
 again, now with tangents, for the gradient, since computing a pair twice costs less than keeping it.
-Tiles behind the last document are not visited.
+Tiles in which a stage selects no pair are passed over: as documents come sorted by label, those are
+about half of all for `y_i > y_j`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +53,7 @@ class Query(NamedTuple):
     scores: Any
     labels: Any
     mask: Any  # 1 for real documents
+    places: Any  # i32: in the list, since here documents lie in another order
     size: Array  # f32[]: documents
     max_dcg: Array  # f32[]
     used: Array  # i32[]: rows up to that of the last document
@@ -69,10 +72,6 @@ class Query(NamedTuple):
             return self.scores[row]
         labels = self.labels[row]
         return labels if quantity == "y" else queries.gains(labels)
-
-    def positions(self, row: Array) -> Array:
-        """i32[width]: the places in the list."""
-        return row * self.width + lax.broadcasted_iota(jnp.int32, (self.width,), 0)
 
 
 class _PairStage(NamedTuple):
@@ -98,7 +97,7 @@ def _ranks(query: Query) -> Array:
             ahead = queries.goes_ahead(
                 _along_j(query.scores[j]),
                 _along_i(query.scores[i]),
-                _along_j(query.positions(j)) < _along_i(query.positions(i)),
+                _along_j(query.places[j]) < _along_i(query.places[i]),
             )
             return rank + jnp.sum(jnp.where(ahead, _along_j(query.mask[j]), 0.0), 1)
 
@@ -111,23 +110,37 @@ def _ranks(query: Query) -> Array:
 # ------------------------------------------------------------------------------------ pair stages
 
 
-def _tile(
-    pair: Level, stage: Array, query: Query, i: Array, j: Array, tangents: int
-) -> tuple[Register, Array]:
-    """What a stage computes on one tile, f32[width, width], and 1 for the pairs it selects."""
-    shape = (query.width, query.width)
+def _pair_leaf(query: Query, i: Array, j: Array, name: str) -> Array:
+    """f32[width, width]: a leaf over the pairs of one tile."""
+    if name in ("n", "max_dcg"):
+        return jnp.full((query.width,) * 2, query.size if name == "n" else query.max_dcg)
+    quantity, _, side = name.partition("_")
+    return _along_i(query.leaf(quantity, i)) if side == "i" else _along_j(query.leaf(quantity, j))
 
-    def leaf(name: str) -> Array:
-        if name in ("n", "max_dcg"):
-            return jnp.full(shape, query.size if name == "n" else query.max_dcg)
-        quantity, _, side = name.partition("_")
-        return (
-            _along_i(query.leaf(quantity, i)) if side == "i" else _along_j(query.leaf(quantity, j))
-        )
+
+def _selected(pair: Level, stage: Array, query: Query, i: Array, j: Array) -> Array:
+    """f32[width, width]: 1 for the pairs of a tile that a stage selects."""
+    rule = [pair.header[stage, 3 + column] for column in range(4)]
+    fulfilled = pair_condition(
+        rule,
+        _along_i(query.labels[i]),
+        _along_j(query.labels[j]),
+        _along_i(query.places[i]),
+        _along_j(query.places[j]),
+    )
+    known = _along_i(query.mask[i]) * _along_j(query.mask[j])
+    return jnp.where(fulfilled, known, 0.0)
+
+
+def _computed(
+    pair: Level, stage: Array, query: Query, i: Array, j: Array, tangents: int
+) -> Register:
+    """What a stage computes on a tile, f32[width, width], with the tangent by s_i - s_j or none."""
+    leaf = partial(_pair_leaf, query, i, j)
 
     def load(name: str) -> Callable[[], Register]:
         left, _, right = name.partition(" - ")
-        slope = {"s_i": 1.0, "s_j": -1.0}.get(left, 0.0)  # by s_i - s_j
+        slope = {"s_i": 1.0, "s_j": -1.0}.get(left, 0.0)
 
         def loaded() -> Register:
             value = leaf(left) - leaf(right) if right else leaf(left)
@@ -135,14 +148,22 @@ def _tile(
 
         return loaded
 
-    work = work_registers(shape, PAIR_WORK_REGISTERS, tangents)
-    result = run_segment(pair, stage, [load(name) for name in PAIR_LEAVES], (), work)
-    rule = [pair.header[stage, 3 + column] for column in range(4)]
-    fulfilled = pair_condition(
-        rule, leaf("y_i"), leaf("y_j"), _along_i(query.positions(i)), _along_j(query.positions(j))
-    )
-    known = _along_i(query.mask[i]) * _along_j(query.mask[j])
-    return result, jnp.where(fulfilled, known, 0.0)
+    work = work_registers((query.width,) * 2, PAIR_WORK_REGISTERS, tangents)
+    return run_segment(pair, stage, [load(name) for name in PAIR_LEAVES], (), work)
+
+
+def _over_tiles(
+    pair: Level, stage: Array, query: Query, i: Array, see: Callable[[Array, Array, Any], Any],
+    start: Any,
+) -> Any:  # fmt: skip
+    """Lets `see(j, selected, carry)` see the tiles of row `i` in which the stage selects a pair."""
+
+    def tile(j: Array, carry: Any) -> Any:
+        selected = _selected(pair, stage, query, i, j)
+        is_any = over(jnp.max, selected, (0, 1)) > 0.0
+        return lax.cond(is_any, lambda: see(j, selected, carry), lambda: carry)
+
+    return lax.fori_loop(0, query.used, tile, start)
 
 
 def _pair_stages(pair: Level, stages: Array, query: Query) -> tuple[_PairStage, ...]:
@@ -154,12 +175,12 @@ def _pair_stages(pair: Level, stages: Array, query: Query) -> tuple[_PairStage, 
         reduction = RunningReduction(pair.header[k, 2] - 1)
 
         def row(i: Array, rows: _PairStage) -> _PairStage:
-            def tile(j: Array, running: Running) -> Running:
-                result, selected = _tile(pair, k, query, i, j, tangents=0)
-                return reduction.update(running, result.value, selected, (1,))
+            def see(j: Array, selected: Array, running: Running) -> Running:
+                value, _ = _computed(pair, k, query, i, j, tangents=0)
+                return reduction.update(running, value, selected, (1,))
 
             running = reduction.start(jnp.zeros(query.width))
-            running = lax.fori_loop(0, query.used, tile, running)
+            running = _over_tiles(pair, k, query, i, see, running)
             new = _PairStage(*reduction.finish(running))
             return jax.tree.map(lambda x, row: with_row(x, i, row), rows, new)
 
@@ -191,16 +212,16 @@ def _through_pairs(
             pulled = _along_i(row_of(cotangent, i))
             running = jax.tree.map(lambda x: _along_i(row_of(x, i)), kept)
 
-            def tile(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            def see(j: Array, selected: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
                 gradient, own = carry
-                result, selected = _tile(pair, k, query, i, j, tangents=1)
-                weights = reduction.weights(running, result.value, selected)
-                pull = finite(pulled * (weights * jnp.nan_to_num(result.tangents[0])))
+                value, (slope,) = _computed(pair, k, query, i, j, tangents=1)
+                weights = reduction.weights(running, value, selected)
+                pull = finite(pulled * (weights * jnp.nan_to_num(slope)))
                 others = row_of(gradient, j) - jnp.sum(pull, 0)
                 return with_row(gradient, j, others), own + jnp.sum(pull, 1)
 
             start = (gradient, jnp.zeros(query.width))
-            gradient, own = lax.fori_loop(0, query.used, tile, start)
+            gradient, own = _over_tiles(pair, k, query, i, see, start)
             return with_row(gradient, i, row_of(gradient, i) + own)
 
         return lax.fori_loop(0, query.used, row, gradient)
