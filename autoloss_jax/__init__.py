@@ -20,8 +20,8 @@ from autoloss_jax.data import (
 )
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds, effectiveness_test
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.batched import batched_loss
 from autoloss_jax.execution.exact import compile_loss
-from autoloss_jax.execution.interpreter import batched_loss
 from autoloss_jax.execution.programs import Programs, encode
 from autoloss_jax.export import export_source
 from autoloss_jax.language.expressions import Expression

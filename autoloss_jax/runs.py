@@ -202,9 +202,8 @@ def _check_config(folder: Path, stored: dict[str, Any], config: Any) -> None:
         )
 
 
-def _note_fingerprint(folder: Path, stored: dict[str, Any]) -> None:
+def _note_fingerprint(folder: Path, stored: dict[str, Any], current: dict[str, Any]) -> None:
     """Warns if this run went on somewhere else, and records where, once for each change."""
-    current = to_jsonable(fingerprint())
     differences = _differences(stored["fingerprint"], current, "now")
     if differences:
         logging.warning(
@@ -243,6 +242,7 @@ class RunFolder:
         config: Any,
         *,
         about: Mapping[str, Any] | None = None,
+        environment: Mapping[str, Any] | None = None,
     ) -> Self:
         """Creates the folder, or opens that of an earlier run with the same configuration.
 
@@ -250,6 +250,7 @@ class RunFolder:
         dataclass; lists are compared as wholes. Meanwhile absl's log goes to run.log as well.
         about: what a new folder's config.json says besides, such as the command that began it;
         never compared.
+        environment: what else last digits depend on; it joins the fingerprint.
 
         Raises AutolossError, having changed nothing, if `path` is a file, cannot be written, is a
         foreign folder, is in use, or holds a run of another configuration; the message names the
@@ -257,6 +258,7 @@ class RunFolder:
         """
         folder = Path(path)
         given = to_jsonable(config)
+        current = to_jsonable(fingerprint() | dict(environment or {}))
         if folder.exists() and not folder.is_dir():
             raise AutolossError(f"{folder} is a file: expected a folder, or a path to create one")
         try:
@@ -266,7 +268,7 @@ class RunFolder:
                 resources.enter_context(_locked(folder))
                 stored = _read_config(folder)
                 if stored is None:
-                    begun = {"config": given, "fingerprint": fingerprint(), "created": _now()}
+                    begun = {"config": given, "fingerprint": current, "created": _now()}
                     begun = dict(about or {}) | begun
                     write_json(folder / CONFIG_FILE, begun)
                     sync_folder(folder.parent)
@@ -274,7 +276,7 @@ class RunFolder:
                     _check_config(folder, stored, given)
                 resources.enter_context(attach_log(folder / LOG_FILE))
                 if stored is not None:
-                    _note_fingerprint(folder, stored)
+                    _note_fingerprint(folder, stored, current)
                 repair_ledger(folder / LEDGER_FILE)
                 for leftover in folder.rglob(".*.*.tmp"):  # of a write that was killed
                     leftover.unlink(missing_ok=True)

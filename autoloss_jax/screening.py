@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from autoloss_jax.data import Queries
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution.interpreter import losses_and_gradients
+from autoloss_jax.execution.batched import losses_and_gradients
 from autoloss_jax.execution.programs import Programs, encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.parsing import parse

@@ -22,8 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from autoloss_jax.data import BatchPlan, ListBatch
+from autoloss_jax.execution.batched import program_gradient
 from autoloss_jax.execution.exact import compile_loss
-from autoloss_jax.execution.interpreter import program_gradient
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.metrics import ndcg_per_query
 

@@ -13,6 +13,7 @@ from autoloss_jax.cli.flags import CommandFlags, effectiveness_config, flag_name
 from autoloss_jax.data import load_letor
 from autoloss_jax.effectiveness import EffectivenessConfig
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.batched import interpreter_in_use
 from autoloss_jax.files import read_json
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.proxy import ProxyConfig
@@ -84,6 +85,7 @@ def call(*arguments):
         (["run", "--seed", "-1"], "--seed=-1: expected a whole number of at least 0"),
         (["run", "--seed", str(2**31)], "--seed is 2147483648, expected 0 to 2**31 - 1"),
         (["run", "--model", "forest"], "--model=forest: expected one of linear, mlp, attention"),
+        (["run", "--interpreter=gpu"], "--interpreter=gpu: expected one of auto, xla, kernel"),
         (["run", "--proxy_keep", "2"], "--proxy_keep is 2.0, expected above 0 and up to 1"),
         (["run", "--proxy_rungs", "1,x"], "--proxy_rungs=1,x: expected a whole number"),
         (["run", "--proxy_rungs", "0"], "--proxy_rungs is (0,)"),
@@ -213,6 +215,24 @@ def test_the_command_to_go_on_names_a_folder_that_was_made_up(data, monkeypatch,
     assert call("search", "--data", data, *SMALL) == 143
     (made_up,) = (tmp_path / "runs").iterdir()
     assert f"--out runs/{made_up.name}" in capsys.readouterr().err
+
+
+# --- the machine ---
+
+
+def test_the_interpreter_asked_for_is_used_and_recorded(data, tmp_path, monkeypatch):
+    used = []
+
+    def search(*_, **__):
+        used.append(interpreter_in_use())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(commands, "run_search", search)
+    arguments = ["search", "--data", data, *SMALL, "--out", tmp_path / "out"]
+    assert call(*arguments, "--interpreter=kernel") == 1
+    assert used == ["kernel"]
+    assert interpreter_in_use() == "xla"
+    assert read_json(tmp_path / "out" / "config.json")["fingerprint"]["interpreter"] == "kernel"
 
 
 # --- flags, configurations, plans ---

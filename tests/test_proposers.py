@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution.interpreter import losses_and_gradients
+from autoloss_jax.execution.batched import losses_and_gradients
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.language import grammar
 from autoloss_jax.language.grammar import START, TABLES, VOCABULARY, from_tokens, to_tokens

@@ -199,6 +199,15 @@ def test_another_environment_is_warned_of_and_recorded_once(tmp_path, caplog):
     assert now == stored
 
 
+def test_what_the_caller_says_of_the_environment_joins_the_fingerprint(tmp_path, caplog):
+    RunFolder.open(tmp_path, CONFIG, environment={"interpreter": "xla"}).close()
+    stored = read_json(tmp_path / "config.json")
+    assert stored["fingerprint"] == runs.fingerprint() | {"interpreter": "xla"}
+    assert caplog.text == ""
+    RunFolder.open(tmp_path, CONFIG, environment={"interpreter": "kernel"}).close()
+    assert 'interpreter: stored "xla", now "kernel"' in caplog.text
+
+
 def test_the_fingerprint_says_what_results_depend_on():
     found = runs.fingerprint()
     assert found["versions"]["jax"] == jax.__version__

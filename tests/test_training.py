@@ -19,7 +19,7 @@ from autoloss_jax.data import (
     synthetic,
 )
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution.interpreter import program_gradient
+from autoloss_jax.execution.batched import program_gradient
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import LOSSES

@@ -20,6 +20,7 @@ from autoloss_jax.cli.progress import (
 from autoloss_jax.data import scale_fold, summarize
 from autoloss_jax.effectiveness import EFFECTIVENESS_FILE, contenders, run_effectiveness
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.batched import interpreter_in_use, using_interpreter
 from autoloss_jax.export import export_source, write_best_loss
 from autoloss_jax.files import read_json
 from autoloss_jax.language.parsing import parse
@@ -64,13 +65,16 @@ def execute(
 
 def _work(command: str, arguments: Sequence[str], values: flags.FlagValues, go_on: GoOn) -> None:
     """run, search and test: the phases of a run, in its folder."""
-    with logging_to_stderr() as handler:
+    with logging_to_stderr() as handler, using_interpreter(values.interpreter):
         if values.tensorboard:
             tensorboard_writer(None)
         set_devices(values.devices)
         plan = make_plan(command, arguments, values)
         set_compilation_cache(values.compilation_cache)
-        with RunFolder.open(plan.out, plan.described(), about=plan.about()) as folder:
+        environment = {"interpreter": interpreter_in_use()}
+        with RunFolder.open(
+            plan.out, plan.described(), about=plan.about(), environment=environment
+        ) as folder:
             go_on(plan.command)
             _log_start(plan, folder)
             metrics = folder.path / METRICS_FOLDER

@@ -13,6 +13,7 @@ from absl import flags
 from autoloss_jax.data import TRANSFORMS
 from autoloss_jax.effectiveness import EffectivenessConfig
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.batched import INTERPRETERS
 from autoloss_jax.export import TARGETS
 from autoloss_jax.feed import PLACEMENTS
 from autoloss_jax.metrics import EMPTY_CONVENTIONS
@@ -273,6 +274,13 @@ class CommandFlags:
                 PLACEMENTS,
                 "where the training reads its data: resident on the devices, or streamed to them "
                 "from the host's memory, to the same result; auto: resident where it fits",
+            ),
+            self._enum(
+                "interpreter",
+                "auto",
+                INTERPRETERS,
+                "what runs the losses of candidates: XLA, or one GPU kernel, which without a GPU "
+                "is interpreted, slowly. 'auto' takes the kernel on a GPU on which it works",
             ),
             self._text(
                 "compilation_cache",

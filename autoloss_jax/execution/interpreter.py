@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution import queries
 from autoloss_jax.execution.programs import (
     DOCUMENT_LEAVES,
@@ -321,85 +320,3 @@ def losses_and_gradients(
     losses = jnp.moveaxis(losses, 0, 1).reshape(scores.shape[0], -1)[:, :count]
     gradients = jnp.moveaxis(gradients, 0, 1).reshape(scores.shape[0], -1, length)[:, :count]
     return jnp.where(jnp.any(mask, -1), losses, 0.0), gradients
-
-
-def _mean_loss(
-    programs: Programs, scores: Array, labels: Array, mask: Array
-) -> tuple[Array, Array]:
-    losses, gradients = losses_and_gradients(programs, scores, labels, mask)
-    queries_ = jnp.maximum(jnp.sum(jnp.any(mask, -1), dtype=scores.dtype), 1.0)
-    return jnp.sum(losses, -1) / queries_, gradients / queries_
-
-
-@jax.custom_vjp
-def _batched_loss(programs: Programs, scores: Array, labels: Array, mask: Array) -> Array:
-    return _mean_loss(programs, scores, labels, mask)[0]
-
-
-def _backward(gradients: Array, cotangent: Array) -> tuple[None, Array, None, None]:
-    return None, cotangent[:, None, None] * gradients, None, None
-
-
-_batched_loss.defvjp(_mean_loss, _backward)
-
-
-def batched_loss(programs: Programs, scores: Array, labels: Array, mask: Array) -> Array:
-    """The mean loss of each candidate over the queries that have a document.
-
-    One XLA program serves all candidates, ever: new losses are new arrays. Differentiable in the
-    scores, once, in reverse mode; the gradient comes with the value at no further pass.
-
-    Args:
-      programs: the losses of `encode`, as many as scores has candidates.
-      scores: f32[candidates, queries, list].
-      labels: f32[queries, list].
-      mask: bool[queries, list], True for real documents.
-
-    Returns:
-      f32[candidates], equal to `compile_loss(expression)(scores[c], labels, where=mask)`.
-
-    Raises:
-      AutolossError: the shapes do not fit each other.
-    """
-    expected = (programs.count, *labels.shape)
-    if scores.shape != expected or mask.shape != labels.shape or labels.ndim != 2:
-        raise AutolossError(
-            "expected scores [candidates, queries, list], labels and mask [queries, list] for "
-            f"{programs.count} candidates; got {scores.shape}, {labels.shape} and {mask.shape}"
-        )
-    return _batched_loss(programs, scores, labels, mask)
-
-
-@jax.custom_batching.custom_vmap
-def program_gradient(program: Programs, scores: Array, labels: Array, mask: Array) -> Array:
-    """The gradient of one candidate's summed loss by its scores, for code written for one run.
-
-    Under `vmap` over programs and scores the candidates go through the interpreter together.
-
-    Args:
-      program: one loss, that is, Programs without the candidate axis.
-      scores, labels, mask: [queries, list], as in `batched_loss`.
-
-    Returns:
-      f32[queries, list].
-    """
-    programs = jax.tree.map(lambda x: x[None], program)
-    return losses_and_gradients(programs, scores[None], labels, mask)[1][0]
-
-
-@program_gradient.def_vmap
-def _program_gradient_vmap(
-    axis_size: int, batched: list, program: Programs, scores: Array, labels: Array, mask: Array
-) -> tuple[Array, bool]:
-    program_batched, scores_batched, labels_batched, mask_batched = batched
-    if labels_batched or mask_batched:
-        raise AutolossError(
-            "program_gradient maps over candidates that share their queries: labels and mask must "
-            "not be mapped; map over sets of queries by lax.map outside"
-        )
-
-    def every(x: Array, is_batched: bool) -> Array:
-        return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-
-    programs = jax.tree.map(every, program, program_batched)
-    return losses_and_gradients(programs, every(scores, scores_batched), labels, mask)[1], True

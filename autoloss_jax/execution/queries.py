@@ -20,6 +20,11 @@ def discounts(ranks: Array) -> Array:
     return 1.0 / jnp.log2(1.0 + ranks)
 
 
+def goes_ahead(other: Array, mine: Array, earlier: Array) -> Array:
+    """Whether the other document has the better rank; `earlier`: it comes first in the list."""
+    return (other > mine) | ((other == mine) & earlier)
+
+
 def ranks(values: Array, mask: Array) -> Array:
     """1-based ranks by descending `values` among the real documents; ties by position.
 
@@ -36,7 +41,7 @@ def ranks(values: Array, mask: Array) -> Array:
     mine, other = values[..., :, None], values[..., None, :]
     position = jnp.arange(values.shape[-1])
     earlier = position[None, :] < position[:, None]
-    ahead = (other > mine) | ((other == mine) & earlier)
+    ahead = goes_ahead(other, mine, earlier)
     return 1.0 + jnp.sum(ahead & mask[..., None, :], axis=-1, dtype=values.dtype)
 
 

@@ -36,21 +36,30 @@ class Registers(NamedTuple):
 Branch = Callable[[Registers, Array, Array, Array], Dual]
 
 
+def linearize(name: str, values: Sequence[Array]) -> tuple[Array, Callable[..., Array]]:
+    """An operator's value, and its derivative as a function of the arguments' tangents."""
+    operator = OPERATORS[name]
+    value, partials = operator.value(*values), operator.partials(*values)
+
+    def tangent(*tangents: Array) -> Array:
+        if name == "div":
+            # The derivative by a tiny divisor would overflow before the divisor's own undoes it.
+            return partials[0] * (tangents[0] - value * tangents[1])
+        terms = [p * t for p, t in zip(partials, tangents, strict=True)]
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+    return value, tangent
+
+
 def _operator_branch(name: str) -> Branch:
     """Executes an operator, reading only the registers it needs."""
-    operator = OPERATORS[name]
+    arity = OPERATORS[name].arity
 
     def branch(registers: Registers, a: Array, b: Array, constant: Array) -> Dual:
         del constant
-        args = [registers.read(register) for register in (a, b)[: operator.arity]]
-        values = [arg.value for arg in args]
-        if name == "div":
-            # The derivative by a tiny divisor would overflow before the divisor's own undoes it.
-            value, inverse = operator.value(*values), operator.partials(*values)[0]
-            return Dual(value, inverse * (args[0].tangent - value * args[1].tangent))
-        partials = operator.partials(*values)
-        terms = [p * arg.tangent for p, arg in zip(partials, args, strict=True)]
-        return Dual(operator.value(*values), terms[0] if len(terms) == 1 else terms[0] + terms[1])
+        args = [registers.read(register) for register in (a, b)[:arity]]
+        value, tangent = linearize(name, [arg.value for arg in args])
+        return Dual(value, tangent(*(arg.tangent for arg in args)))
 
     return branch
 
@@ -81,7 +90,8 @@ def run_segment(segment: Segments, registers: Registers, loads: Sequence[Branch]
 
 def finite(x: Array) -> Array:
     """Overflow saturates; what has no value is 0."""
-    return jnp.nan_to_num(jnp.clip(x, -LARGE, LARGE))
+    # In this order: where maximum and minimum drop a NaN (on some GPUs), clip would make it -LARGE.
+    return jnp.clip(jnp.nan_to_num(x), -LARGE, LARGE)
 
 
 # --- reductions: values f32[..., list] and which count -> result, and its derivative by each ---

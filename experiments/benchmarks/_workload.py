@@ -12,8 +12,8 @@ from jax import Array, lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from autoloss_jax.execution.batched import losses_and_gradients
 from autoloss_jax.execution.exact import compile_loss
-from autoloss_jax.execution.interpreter import losses_and_gradients
 from autoloss_jax.execution.programs import OPCODES, Programs, encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import random_expressions

@@ -22,8 +22,8 @@ import pytest
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution import exact, interpreter
+from autoloss_jax.execution.batched import batched_loss, losses_and_gradients
 from autoloss_jax.execution.exact import compile_loss
-from autoloss_jax.execution.interpreter import batched_loss, losses_and_gradients
 from autoloss_jax.execution.programs import DOCUMENT_CONDITIONS, PAIR_CONDITIONS, encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import random_expressions
