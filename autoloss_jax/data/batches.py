@@ -15,7 +15,7 @@ import numpy as np
 from autoloss_jax.data.queries import CHUNK_DOCUMENTS, ListBatch, Queries
 from autoloss_jax.errors import AutolossError
 
-PIECE_DOCUMENTS = 1 << 17
+PIECE_DOCUMENTS = 1 << 16
 """Rankers are evaluated on so many padded documents at a time, which bounds the memory it takes."""
 FEW_BUCKETS, MOST_BUCKETS = 3, 12
 MOST_WASTE = 0.15

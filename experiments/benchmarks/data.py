@@ -28,6 +28,9 @@ _FOLDER = flags.DEFINE_string("folder", None, "Keeps the text and the cache; a t
 _CANDIDATES = flags.DEFINE_integer("candidates", 15, "Losses in training, a reference not counted.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of 20 training steps that are timed.")
 _DEVICES = flags.DEFINE_integer("devices", 2, "CPU devices that share the candidates.")
+_TASKS = flags.DEFINE_list(
+    "tasks", "write,parse,store,reopen,feed,streamed,resident", "What is measured."
+)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 _TASK = flags.DEFINE_string("task", None, "What a process of its own does; set by this program.")
 
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(_FOLDER.value or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        results = {task: run_task(task, folder) for task in TASKS}
+        results = {task: run_task(task, folder) for task in TASKS if task in _TASKS.value}
     settings = {flag.name: flag.value for flag in (_SCALE, _CANDIDATES, _BLOCKS, _DEVICES)}
     report = {"machine": _timing.machine(), "settings": settings, "rows": results}
     show(report)
@@ -138,6 +141,37 @@ def reopen(folder: Path) -> dict[str, Any]:
     }
 
 
+def feed(folder: Path) -> dict[str, Any]:
+    """The way of the data alone: opened, scaled, bucketed, and every query streamed once."""
+    import jax
+
+    from autoloss_jax.data import all_rows, bucket_queries, load_letor, scale_fold
+    from autoloss_jax.feed import Feed
+    from autoloss_jax.training import candidates_mesh
+
+    dataset = load_letor(folder, cache=folder / "cache")
+    start = time.perf_counter()
+    fold = scale_fold(dataset.folds[0])
+    scaled = time.perf_counter() - start
+    documents = 0
+    start = time.perf_counter()
+    for role in FILES:
+        queries = getattr(fold, role)
+        stream = Feed(bucket_queries(queries), candidates_mesh(), "streamed")
+        plan = all_rows(stream.buckets)
+        steps = plan.rows[0].shape[1]
+        for block in stream.blocks(plan.part(k, k + 1) for k in range(steps)):
+            jax.block_until_ready(block)
+        documents += queries.num_documents
+    seconds = time.perf_counter() - start
+    return {
+        "seconds_to_scale": scaled,
+        "documents_per_second": documents / seconds,
+        "gigabytes_per_second": 4 * FEATURES * documents / seconds / 1e9,
+        "array_bytes": 4 * FEATURES * documents,
+    }
+
+
 def train(folder: Path, placement: str) -> dict[str, Any]:
     """Proxy training as a search does it, from the cache to the values of all queries."""
     import jax
@@ -207,6 +241,7 @@ TASKS = {
     "parse": parse,
     "store": store,
     "reopen": reopen,
+    "feed": feed,
     "streamed": lambda folder: train(folder, "streamed"),
     "resident": lambda folder: train(folder, "resident"),
 }
@@ -214,38 +249,52 @@ TASKS = {
 
 def show(report: dict[str, Any]) -> None:
     console = Console(width=100)
-    rows = report["rows"]
     for title in ("machine", "settings"):
         console.print(", ".join(f"{key} {value}" for key, value in report[title].items()))
-    table = Table(title=f"{rows['reopen']['documents']:,} documents, {FEATURES} features")
+    table = Table(title=f"Data in the shape of MSLR-WEB30K, {FEATURES} features")
     table.add_column("what")
     table.add_column("measured")
-    parsed, streamed, resident = rows["parse"], rows["streamed"], rows["resident"]
-    lines = {
-        "LETOR text": f"{rows['write']['bytes'] / 1e9:.2f} GB",
-        "parsed, whole blocks by numpy": f"{parsed['megabytes_per_second']:.0f} MB/s",
-        "parsed line by line": f"{parsed['strict_megabytes_per_second']:.1f} MB/s",
-        "parsed and written to the cache": f"{rows['store']['seconds']:.1f} s",
-        "opened from the cache": f"{rows['reopen']['seconds']:.3f} s",
-        "buckets": ", ".join(map(str, streamed["buckets"])),
-        "padding waste, of all lists": f"{streamed['padding_waste']:.1%}",
-        "padding waste, of training steps": f"{streamed['padding_waste_of_a_step']:.1%}",
-    }
-    for name, row in (("resident", resident), ("streamed", streamed)):
-        lines[f"training, {name}"] = (
-            f"{row['model_steps_per_second']:.1f} model steps/s, waiting for data "
-            f"{row['share_of_time_waiting_for_data']:.1%}"
-        )
-        lines[f"evaluation, {name}"] = (
-            f"{row['evaluated_documents_per_second'] / 1e6:.2f} million documents/s"
-        )
-    for task in ("parse", "store", "reopen", "streamed", "resident"):
-        row = rows[task]
-        multiple = row["peak_bytes"] / row["array_bytes"]
-        lines[f"peak memory, {task}"] = f"{multiple:.2f} x the array"
-    for what, measured in lines.items():
-        table.add_row(what, measured)
+    for task, row in report["rows"].items():
+        for what, measured in described(task, row).items():
+            table.add_row(what, measured)
+        if "array_bytes" in row:
+            multiple = row["peak_bytes"] / row["array_bytes"]
+            table.add_row(
+                f"{task}: peak memory",
+                f"{row['peak_bytes'] / 1e9:.2f} GB, {multiple:.2f} x the array",
+            )
     console.print(table)
+
+
+def described(task: str, row: dict[str, Any]) -> dict[str, str]:
+    """The figures of a task in words."""
+    if task == "write":
+        return {"LETOR text": f"{row['bytes'] / 1e9:.2f} GB"}
+    if task == "parse":
+        return {
+            "parse: whole blocks by numpy": f"{row['megabytes_per_second']:.0f} MB/s",
+            "parse: line by line": f"{row['strict_megabytes_per_second']:.1f} MB/s",
+        }
+    if task == "store":
+        return {"store: parsed and written to the cache": f"{row['seconds']:.1f} s"}
+    if task == "reopen":
+        return {
+            "reopen: documents": f"{row['documents']:,}",
+            "reopen: opened from the cache": f"{row['seconds']:.3f} s",
+        }
+    if task == "feed":
+        return {
+            "feed: statistics for scaling": f"{row['seconds_to_scale']:.1f} s",
+            "feed: gathered, scaled, transferred": f"{row['gigabytes_per_second']:.2f} GB/s",
+        }
+    return {
+        f"{task}: buckets": ", ".join(map(str, row["buckets"])),
+        f"{task}: padding waste of all lists": f"{row['padding_waste']:.1%}",
+        f"{task}: padding waste of training steps": f"{row['padding_waste_of_a_step']:.1%}",
+        f"{task}: training": f"{row['model_steps_per_second']:.1f} model steps/s",
+        f"{task}: waiting for data": f"{row['share_of_time_waiting_for_data']:.1%} of the time",
+        f"{task}: evaluation": f"{row['evaluated_documents_per_second'] / 1e6:.2f} M documents/s",
+    }
 
 
 if __name__ == "__main__":
