@@ -74,7 +74,7 @@ class EffectivenessConfig:
       max_steps: updates after which it ends anyway.
       metric_cutoff: the k of the NDCG@k that validates, and that the losses are compared by.
       empty: how queries without a relevant document count: "skip", "zero" or "one".
-      max_buckets: length buckets.
+      max_buckets: the most length buckets; 0 chooses them by the data.
     """
 
     model: str = "mlp"
@@ -88,7 +88,7 @@ class EffectivenessConfig:
     max_steps: int = 600
     metric_cutoff: int = 10
     empty: str = "skip"
-    max_buckets: int = 3
+    max_buckets: int = 0
 
     def check(self) -> None:
         """Raises AutolossError for a setting out of range, naming it."""

@@ -111,7 +111,8 @@ class Feed:
 
     def _rows(self, bucket: int, rows: np.ndarray) -> ListBatch:
         if self.resident:
-            return ListBatch(*(x[rows] for x in self._batches[bucket]))
+            whole = self._batches[bucket]
+            return whole if len(rows) == len(whole.mask) else ListBatch(*(x[rows] for x in whole))
         return replicate(self._mesh, self.buckets.batch(bucket, rows))
 
     def _load(self, plan: BatchPlan) -> tuple[Batches, BatchPlan]:

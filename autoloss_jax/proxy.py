@@ -55,7 +55,7 @@ class ProxyConfig:
       rungs: training blocks of each rung; the better share goes on from rung to rung.
       keep: that share.
       metric_cutoff: the k of the reward's NDCG@k.
-      max_buckets: length buckets of the training queries.
+      max_buckets: the most length buckets of the training queries; 0 chooses them by the data.
     """
 
     folds: int = 3
@@ -65,13 +65,13 @@ class ProxyConfig:
     rungs: tuple[int, ...] = (1, 2)
     keep: float = 0.5
     metric_cutoff: int = 10
-    max_buckets: int = 3
+    max_buckets: int = 0
 
     def check(self) -> None:
         """Raises AutolossError for a setting out of range, naming it."""
         for name, least in (
             ("folds", 2), ("queries_per_step", 1), ("rung_steps", 1), ("metric_cutoff", 1),
-            ("max_buckets", 1),
+            ("max_buckets", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least {least}")

@@ -416,7 +416,7 @@ class _Search:
 
     def _canary_batches(self) -> list[ListBatch]:
         return [
-            ListBatch(*(x[:count] for x in batch))
+            ListBatch(*(np.asarray(x)[:count] for x in batch))
             for batch, count in self.proxy.feed.lists(CANARY_QUERIES)
         ]
 

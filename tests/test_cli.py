@@ -301,6 +301,23 @@ def test_neither_path_nor_command_nor_machine_is_part_of_the_configuration(
     assert first.described() != plan("run", "--data", ".", "--seed", 1).described()
 
 
+def test_parsed_data_are_kept_where_the_flag_says(data, user_cache, tmp_path):
+    given = "search", "--data", data / "Fold3"
+
+    def entries(folder):
+        return list(folder.glob("letor-*/*/features.npy"))
+
+    default = plan(*given)
+    assert entries(user_cache / "autoloss_jax" / "data")
+    elsewhere = plan(*given, "--data_cache", tmp_path / "kept", "--verify_data")
+    assert len(entries(tmp_path / "kept")) == 3
+    nowhere = plan(*given, "--data_cache=none")
+    assert default.described() == elsewhere.described() == nowhere.described()
+    assert default.placement == "auto"
+    streamed = plan(*given, "--data_placement=streamed")
+    assert streamed.placement == "streamed" and streamed.described() == default.described()
+
+
 def test_a_named_loss_counts_as_hand_designed_and_a_formula_as_found(data):
     losses = plan(
         "test", "--data", data, "--hand_designed=none",

@@ -179,7 +179,7 @@ def test_more_candidates_than_the_capacity_are_refused(proxy):
         ({"rung_steps": 0}, "rung_steps is 0, expected at least 1"),
         ({"queries_per_step": 0}, "queries_per_step is 0"),
         ({"metric_cutoff": 0}, "metric_cutoff is 0"),
-        ({"max_buckets": 0}, "max_buckets is 0"),
+        ({"max_buckets": -1}, "max_buckets is -1, expected at least 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, expected a positive number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"keep": 0.0}, "keep is 0.0, expected above 0"),

@@ -15,8 +15,12 @@ import numpy as np
 from autoloss_jax.data.queries import CHUNK_DOCUMENTS, ListBatch, Queries
 from autoloss_jax.errors import AutolossError
 
-PIECE_DOCUMENTS = 1 << 17
+PIECE_DOCUMENTS = 1 << 16
 """Rankers are evaluated on so many padded documents at a time, which bounds the memory it takes."""
+FEW_BUCKETS, MOST_BUCKETS = 3, 12
+MOST_WASTE = 0.15
+MANY_DOCUMENTS = 200_000
+"""From so many on, `plan_buckets` adds buckets by itself until padding wastes less than that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +73,19 @@ class BatchPlan(NamedTuple):
         return BatchPlan(rows, valid)
 
 
-def plan_buckets(lengths: Sequence[int] | np.ndarray, max_buckets: int = 4) -> tuple[int, ...]:
-    """Padded list lengths of at most ``max_buckets`` buckets with the fewest padded documents.
+def plan_buckets(lengths: Sequence[int] | np.ndarray, max_buckets: int = 0) -> tuple[int, ...]:
+    """Padded list lengths of buckets with the fewest padded documents.
 
     Exact: dynamic programming over the distinct lengths. The last one is the longest list.
 
+    Args:
+        lengths: of all lists.
+        max_buckets: how many at most. 0: three, and where there are many documents so many more
+            that padding wastes less than 15 % of the places, at most 12. Every bucket is one more
+            thing to compile, for seconds, which only long trainings on much data make up for.
+
     Raises:
-        AutolossError: no lengths, a length below 1, or ``max_buckets`` below 1.
+        AutolossError: no lengths, a length below 1, or ``max_buckets`` below 0.
 
     >>> plan_buckets([3, 3, 4, 10, 11], max_buckets=2)
     (4, 11)
@@ -83,16 +93,19 @@ def plan_buckets(lengths: Sequence[int] | np.ndarray, max_buckets: int = 4) -> t
     given = np.asarray(lengths, np.int64).reshape(-1)
     if not given.size or given.min() < 1:
         raise AutolossError("expected at least one list, each of at least one document")
-    if max_buckets < 1:
-        raise AutolossError(f"max_buckets is {max_buckets}, expected at least 1")
+    if max_buckets < 0:
+        raise AutolossError(f"max_buckets is {max_buckets}, expected at least 0")
     sizes, counts = np.unique(given, return_counts=True)
     below = np.append(0, np.cumsum(counts))
+    enough = given.sum() / (1 - MOST_WASTE) if given.sum() >= MANY_DOCUMENTS else np.inf
     # cost[u]: padded size of everything up to the u-th distinct length; previous[b][u]: where the
     # last bucket starts when b + 1 buckets hold it.
     cost = below[1:] * sizes
     previous = [np.zeros(len(sizes), np.int64)]
     starts = np.arange(len(sizes))
-    for _ in range(min(max_buckets, len(sizes)) - 1):
+    for count in range(1, min(max_buckets or MOST_BUCKETS, len(sizes))):
+        if not max_buckets and count >= FEW_BUCKETS and cost[-1] < enough:
+            break
         before = np.append(0, cost[:-1])
         options = before[None, :] + (below[1:, None] - below[None, :-1]) * sizes[:, None]
         options = np.where(starts[None, :] <= starts[:, None], options, np.iinfo(np.int64).max)
@@ -107,14 +120,14 @@ def plan_buckets(lengths: Sequence[int] | np.ndarray, max_buckets: int = 4) -> t
 
 
 def bucket_queries(
-    queries: Queries, bounds: Sequence[int] | None = None, max_buckets: int = 4
+    queries: Queries, bounds: Sequence[int] | None = None, max_buckets: int = 0
 ) -> Buckets:
     """Every query padded into the first bucket that holds it; buckets left empty are dropped.
 
     Args:
         queries: at least one query.
         bounds: padded list lengths, increasing; None plans them for these queries.
-        max_buckets: how many to plan.
+        max_buckets: how many to plan, as for `plan_buckets`.
 
     Raises:
         AutolossError: no queries; bounds that do not increase or do not hold the longest list.
@@ -166,12 +179,20 @@ def slots_per_bucket(buckets: Buckets, queries_per_step: int) -> tuple[int, ...]
 
     At least 1 each, so the sum may exceed ``queries_per_step`` by up to the number of buckets.
     """
-    sizes = np.array([len(rows) for rows in buckets.members])
-    exact = queries_per_step * sizes / sizes.sum()
+    return tuple(max(count, 1) for count in _whole_slots(buckets, queries_per_step))
+
+
+def _whole_slots(buckets: Buckets, queries_per_step: int) -> list[int]:
+    exact = _exact_slots(buckets, queries_per_step)
     slots = np.floor(exact).astype(np.int64)
     missing = int(round(queries_per_step - slots.sum()))
     slots[np.argsort(slots - exact, kind="stable")[:missing]] += 1
-    return tuple(int(count) for count in np.maximum(slots, 1))
+    return [int(count) for count in slots]
+
+
+def _exact_slots(buckets: Buckets, queries_per_step: int) -> np.ndarray:
+    sizes = np.array([len(rows) for rows in buckets.members])
+    return queries_per_step * sizes / sizes.sum()
 
 
 def draw_batches(
@@ -186,7 +207,9 @@ def draw_batches(
 
     Fold ``f`` trains on the queries with ``folds[q] != f``. In every bucket and fold the rows come
     in reshuffled epochs, so each is seen as often as any other, to within one. Where fewer rows
-    than slots are left, a step takes each once and its other slots are not valid.
+    than slots are left, a step takes each once and its other slots are not valid. A bucket whose
+    share of a step is less than a row, by rounding none, has a slot that is valid in as many steps
+    as its share says: so long lists, few as they are, are not seen more often than others.
 
     Args:
         seed: the same seed gives the same plan.
@@ -206,15 +229,16 @@ def draw_batches(
         if np.all(held_out == fold):
             raise AutolossError(f"fold {fold} of {num_folds} holds out every query, nothing trains")
     plans = []
-    slots = slots_per_bucket(buckets, queries_per_step)
-    for b, (members, count) in enumerate(zip(buckets.members, slots, strict=True)):
+    slots = _whole_slots(buckets, queries_per_step)
+    shares = _exact_slots(buckets, queries_per_step)
+    for b, (members, count, share) in enumerate(zip(buckets.members, slots, shares, strict=True)):
         training = [np.flatnonzero(held_out[members] != fold) for fold in range(num_folds)]
-        plans.append(
-            [
-                _draw_epochs(np.random.SeedSequence([seed, b, fold]), rows, steps, count)
-                for fold, rows in enumerate(training)
-            ]
-        )
+        seeds = [np.random.SeedSequence([seed, b, fold]) for fold in range(num_folds)]
+        if count:
+            drawn = [_draw_epochs(*x, steps, count) for x in zip(seeds, training, strict=True)]
+        else:
+            drawn = [_draw_rarely(*x, steps, share) for x in zip(seeds, training, strict=True)]
+        plans.append(drawn)
     return BatchPlan(
         tuple(np.stack([rows for rows, _ in plan]) for plan in plans),
         tuple(np.stack([valid for _, valid in plan]) for plan in plans),
@@ -309,6 +333,18 @@ def _draw_epochs(
         epochs = -(-steps * taken // len(rows))
         stream = np.concatenate([generator.permutation(rows) for _ in range(epochs)])
         drawn[:, :taken] = stream[: steps * taken].reshape(steps, taken)
+    return drawn, valid
+
+
+def _draw_rarely(
+    seeds: np.random.SeedSequence, rows: np.ndarray, steps: int, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """i32[steps, 1] and bool[steps, 1]: a row every `1 / share` steps, from a random one on."""
+    start = np.random.Generator(np.random.PCG64(seeds.spawn(1)[0])).random()
+    active = np.diff(np.floor(start + share * np.arange(steps + 1))) > 0
+    drawn, valid = np.zeros((steps, 1), np.int32), np.zeros((steps, 1), bool)
+    if active.any():
+        drawn[active], valid[active] = _draw_epochs(seeds, rows, int(active.sum()), 1)
     return drawn, valid
 
 

@@ -20,8 +20,14 @@ _COLON, _DOT, _MINUS, _PLUS, _NEWLINE = b":.-+\n"
 _LEAST_BLANK, _MOST_CONTROL = 9, 14  # blanks are bytes 9 to 13 and 32
 _MOST_INDEX_DIGITS = 6
 _WORD = 8  # digits read at once
-_TENS = 10 ** np.arange(_WORD + 1, dtype=np.uint64)
-_EXACT = np.uint64(1 << 53)  # whole numbers up to here are 64-bit floats
+_JOINS = [
+    (np.uint64((10**digits << bits) + 1), np.uint64(bits), np.uint64(kept))
+    for digits, bits, kept in (
+        (1, 8, 0x00FF00FF00FF00FF), (2, 16, 0x0000FFFF0000FFFF), (4, 32, 0x00000000FFFFFFFF),
+    )
+]  # fmt: skip
+_TENS = 10.0 ** np.arange(_WORD + 1)
+_EXACT = 2.0**53  # whole numbers below are 64-bit floats
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,12 @@ def _read_indices(
     if (counts == size).all():
         texts = _last_bytes(words, ends, digits).reshape(len(counts), size)
         if (texts == texts[0]).all():
-            once, wrong = _read_digits(words, ends[:size], digits[:size])
+            indices, wrong = _read_digits(words, ends[:size], digits[:size])
             _refuse(wrong)
-            indices = once.astype(np.int64)
             return indices if (np.diff(indices) > 0).all() else np.tile(indices, len(counts))
     numbers, wrong = _read_digits(words, ends, digits)
     _refuse(wrong)
-    return numbers.astype(np.int64)
+    return numbers
 
 
 def _read_values(
@@ -139,7 +144,7 @@ def _read_values(
 ) -> np.ndarray:  # fmt: skip
     """f32[fields]: the numbers behind the colons `cuts[fields]`.
 
-    A number of at most 8 digits before the dot and behind it, and of at most 2**53 without the
+    A number of at most 8 digits before the dot and behind it, and of less than 2**53 without the
     dot, is a quotient of two whole numbers that 64-bit floats hold exactly. So one division rounds
     it as `float` does.
     """
@@ -148,19 +153,14 @@ def _read_values(
     negative = signs == _MINUS
     signed = negative | (signs == _PLUS)
     has_dot = kinds[fields + 1] == _DOT
-    ends = cuts[fields + 1 + has_dot]
-    whole, hard = _read_digits(words, middles, middles - starts - signed)
-    hard |= middles - starts == signed  # no digit before the dot
-    dotted = np.flatnonzero(has_dot)
-    values = whole.astype(np.float64)
-    if dotted.size:
-        places = ends[dotted] - middles[dotted] - 1
-        fraction, odd = _read_digits(words, ends[dotted], places)
-        tens = _TENS[np.minimum(places, _WORD)]
-        whole = whole[dotted] * tens + fraction
-        values[dotted] = whole / tens.astype(np.float64)
-        hard[dotted] |= odd | (whole > _EXACT) | (kinds[fields[dotted] + 2] > 32)
-    np.negative(values, where=negative, out=values)
+    ends = cuts[fields + 1 + has_dot]  # where a dot is not followed by a blank, it is odd below
+    digits, places = middles - starts - signed, ends - middles - has_dot
+    whole, hard = _read_digits(words, middles, digits)
+    fraction, odd = _read_digits(words, ends, places)
+    tens = _TENS[np.minimum(places, _WORD)]
+    number = whole.astype(np.float64) * tens + fraction
+    hard |= odd | (digits == 0) | (number >= _EXACT) | (kinds[fields + 1 + has_dot] > 32)
+    values = (number / tens) * np.where(negative, -1.0, 1.0)
     hard_places = np.flatnonzero(hard)
     if hard_places.size:
         blanks = cuts[kinds <= 32]
@@ -175,26 +175,29 @@ def _last_bytes(words: np.ndarray, ends: np.ndarray, count: np.ndarray) -> np.nd
 
 
 def _unused_bits(count: np.ndarray) -> np.ndarray:
-    return ((_WORD - count) * 8).astype(np.uint64)
+    """u64: of a word of which the last `count` bytes, at most 8, are used."""
+    return ((_WORD - np.minimum(count, _WORD)) * 8).view(np.uint64)
 
 
 def _read_digits(
     words: np.ndarray, ends: np.ndarray, count: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """u64: the numbers of `count` digits before each end, and whether a byte is not a digit.
+    """i64: the numbers of `count` digits before each end, and whether they are not 0 to 8 digits.
 
     The first digit is the lowest byte of a word, and missing ones are 0. Digits become pairs, pairs
     become fours, and fours the number, each time by one multiplication.
     """
-    unused = _unused_bits(np.clip(count, 0, _WORD))
+    unused = _unused_bits(count)
     word = words[ends - _WORD] ^ np.uint64(0x3030303030303030)
     word >>= unused
     word <<= unused
     wrong = ((word + np.uint64(0x7676767676767676)) | word) & np.uint64(0x8080808080808080) != 0
-    wrong |= (count < 0) | (count > _WORD)
-    word = (word * np.uint64((10 << 8) + 1) >> np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
-    word = (word * np.uint64((100 << 16) + 1) >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
-    return word * np.uint64((10_000 << 32) + 1) >> np.uint64(32), wrong
+    wrong |= count > _WORD
+    for factor, shift, kept in _JOINS:
+        word *= factor
+        word >>= shift
+        word &= kept
+    return word.view(np.int64), wrong
 
 
 def _read_any(texts: list[bytes]) -> np.ndarray:

@@ -14,6 +14,7 @@ GRADE_SHARES = (0.55, 0.25, 0.13, 0.05, 0.02)  # of labels 0 to 4, about those o
 SPLIT = (0.6, 0.2, 0.2)  # training, validation, test
 
 _LATENT = 6
+_LENGTH_SPREAD = 0.6  # standard deviation of the logarithm of list lengths
 
 
 def synthetic(
@@ -21,6 +22,7 @@ def synthetic(
     num_queries: int = 600,
     num_features: int = 24,
     list_length: tuple[int, int] = (6, 40),
+    mean_length: float | None = None,
     label_noise: float = 0.7,
     query_shift: float = 1.0,
     seed: int = 0,
@@ -45,6 +47,9 @@ def synthetic(
         num_queries: at least 10; split into training, validation and test queries 60/20/20.
         num_features: at least 6.
         list_length: the shortest and the longest list.
+        mean_length: of the lists, which are then log-normal with the spread of web search, most of
+            them within a factor of two; the shape of MSLR-WEB30K is 31,531 queries, 136 features,
+            lists of 1 to 1,251 documents, 120 on average.
         label_noise: standard deviation of the noise on the utility, whose own is about 1.
         query_shift: standard deviation of the feature offsets of a query; the shift of its utility
             is half of it.
@@ -54,11 +59,9 @@ def synthetic(
     Raises:
         AutolossError: an argument outside its range.
     """
-    _check(num_queries, num_features, list_length, label_noise, query_shift, folds)
+    _check(num_queries, num_features, list_length, mean_length, label_noise, query_shift, folds)
     generator = np.random.Generator(np.random.PCG64(seed))
-    shortest, longest = list_length
-    skewed = shortest + (longest - shortest + 1) * generator.beta(1.3, 2.4, num_queries)
-    lengths = np.minimum(skewed.astype(np.int64), longest)
+    lengths = synthetic_lengths(num_queries, list_length, mean_length, generator)
     query = np.repeat(np.arange(num_queries), lengths)
     latent = generator.normal(size=(len(query), _LATENT))
     utility = _utility(latent) + query_shift / 2 * generator.normal(size=num_queries)[query]
@@ -71,6 +74,24 @@ def synthetic(
     queries = Queries(features, labels, offsets, tuple(str(q + 1) for q in range(num_queries)))
     name = f"synthetic-{num_queries}x{num_features}-seed{seed}"
     return make_dataset(name, _split(generator, queries, folds))
+
+
+def synthetic_lengths(
+    count: int,
+    list_length: tuple[int, int],
+    mean_length: float | None,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """i64[count]: list lengths, see `synthetic`."""
+    shortest, longest = list_length
+    if mean_length is None:
+        drawn = shortest + (longest - shortest + 1) * generator.beta(1.3, 2.4, count)
+    else:
+        # The mean of a log-normal is exp(mu + sigma**2 / 2).
+        drawn = generator.lognormal(
+            np.log(mean_length) - _LENGTH_SPREAD**2 / 2, _LENGTH_SPREAD, count
+        )
+    return np.clip(drawn.astype(np.int64), shortest, longest)
 
 
 def _utility(latent: np.ndarray) -> np.ndarray:
@@ -117,6 +138,7 @@ def _check(
     num_queries: int,
     num_features: int,
     list_length: tuple[int, int],
+    mean_length: float | None,
     label_noise: float,
     query_shift: float,
     folds: int,
@@ -127,6 +149,8 @@ def _check(
         raise AutolossError(f"num_features is {num_features}, expected at least {_LATENT}")
     if not 1 <= list_length[0] <= list_length[1]:
         raise AutolossError(f"list_length is {list_length}, expected 1 <= shortest <= longest")
+    if mean_length is not None and not list_length[0] <= mean_length <= list_length[1]:
+        raise AutolossError(f"mean_length is {mean_length}, expected within {list_length}")
     for name, value in (("label_noise", label_noise), ("query_shift", query_shift)):
         if not 0 <= value < 100:
             raise AutolossError(f"{name} is {value}, expected 0 up to 100")

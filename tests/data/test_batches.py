@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from autoloss_jax.data import (
     Queries,
     assign_folds,
+    batches,
     bucket_queries,
     draw_batches,
     held_out_rows,
@@ -18,6 +19,7 @@ from autoloss_jax.data import (
     plan_buckets,
     slots_per_bucket,
 )
+from autoloss_jax.data.synthetic import synthetic_lengths
 from autoloss_jax.errors import AutolossError
 
 
@@ -68,6 +70,53 @@ def test_every_query_is_in_one_bucket():
 def test_given_bounds_and_dropped_empty_buckets():
     buckets = bucket_queries(make([3, 9]), bounds=(4, 6, 10))
     assert [batch.mask.shape for batch in buckets.batches] == [(1, 4), (1, 10)]
+
+
+def test_many_documents_get_more_buckets(monkeypatch):
+    """As few as keep the waste below 15 %, from three to twelve; few documents get three."""
+    lengths = np.arange(1, 201)
+
+    def waste(count):
+        bounds = plan_buckets(lengths, count)
+        return 1 - lengths.sum() / padded(lengths, bounds)
+
+    assert len(plan_buckets(lengths)) == 3 and waste(3) > 0.15
+    monkeypatch.setattr(batches, "MANY_DOCUMENTS", lengths.sum())
+    chosen = len(plan_buckets(lengths))
+    assert 3 < chosen < 12 and waste(chosen) < 0.15 < waste(chosen - 1)
+    assert plan_buckets(lengths) == plan_buckets(lengths, chosen)
+    assert len(plan_buckets([100] * 101 + [99] * 101)) == 2
+    sizes = 2 ** np.arange(14)
+    assert len(plan_buckets(np.repeat(sizes, sizes[::-1]))) == 12  # however much they waste
+
+
+def test_padding_wastes_less_than_15_percent_at_the_shape_of_mslr_web30k():
+    lengths = synthetic_lengths(31_531, (1, 1_251), 120, np.random.default_rng(0))
+    assert abs(lengths.mean() - 120) < 3 and lengths.min() >= 1 and lengths.max() > 800
+    bounds = np.array(plan_buckets(lengths))
+    places = bounds[np.searchsorted(bounds, lengths)]
+    assert 1 - lengths.sum() / places.sum() < 0.15
+    assert len(bounds) <= 10
+
+
+def test_a_bucket_of_few_queries_is_not_seen_more_often_than_others():
+    lengths = [2] * 600 + [5] * 390 + [9] * 10
+    buckets = bucket_queries(make(lengths), max_buckets=3)
+    plan = draw_batches(3, buckets, None, 1, steps=1000, queries_per_step=10)
+    # Shares 6, 3.9 and 0.1 of a step: a tenth of the steps has a long list, by turns.
+    np.testing.assert_array_equal([v.sum() for v in plan.valid], [6000, 4000, 100])
+    rows, valid = plan.rows[2][0, :, 0], plan.valid[2][0, :, 0]
+    assert (np.bincount(rows[valid]) == 10).all() and not rows[~valid].any()
+    assert set(np.diff(np.flatnonzero(valid))) == {10}
+    starts = {np.flatnonzero(draw_batches(k, buckets, None, 1, 20, 10).valid[2])[0]
+              for k in range(20)}  # fmt: skip
+    assert len(starts) > 3  # short plans, one a block, begin anywhere
+
+
+def test_a_plan_of_one_step_can_be_empty_of_a_rare_bucket():
+    buckets = bucket_queries(make([2] * 60 + [5] * 39 + [9]), max_buckets=3)
+    counts = [draw_batches(k, buckets, None, 1, 1, 10).valid[2].sum() for k in range(50)]
+    assert set(counts) == {0, 1} and sum(counts) < 15  # 5 expected
 
 
 def test_slots_follow_the_shares():
@@ -143,8 +192,8 @@ def test_refusals():
         plan_buckets([])
     with pytest.raises(AutolossError, match="expected at least one list"):
         bucket_queries(queries.select([]), bounds=(3,))
-    with pytest.raises(AutolossError, match="max_buckets is 0, expected at least 1"):
-        plan_buckets([1], 0)
+    with pytest.raises(AutolossError, match="max_buckets is -1, expected at least 0"):
+        plan_buckets([1], -1)
     with pytest.raises(AutolossError, match=r"bounds \(4, 4\), expected increasing"):
         bucket_queries(queries, bounds=(4, 4))
     with pytest.raises(AutolossError, match="expected the last to hold the longest list: 3"):

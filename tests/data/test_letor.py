@@ -107,6 +107,17 @@ ROWS = st.lists(
 ).filter(lambda rows: any(rows))
 
 
+@pytest.mark.parametrize(
+    "number",
+    ["90071992.54740993", "90071992.54740991", "90071992.54740992", "99999999.99999999", "-0",
+     "-0.0", "0.00000001", "00000000.00000000", "123456789", "1.123456789", "+7.", ".5", "-.5",
+     "1e-5", "9e37"],
+)  # fmt: skip
+def test_numbers_at_the_limits_of_the_fast_reader(number):
+    fast = read_block(f"1 qid:1 1:{number} 2:3\n".encode())
+    assert fast.values.tobytes() == np.array([float(number), 3]).astype(np.float32).tobytes()
+
+
 @settings(max_examples=100, deadline=None)
 @given(rows=ROWS)
 def test_both_readers_read_numbers_as_float_does(rows):

@@ -52,6 +52,7 @@ def test_relevance_is_there_to_be_learned_and_is_not_linear():
         ({"num_queries": 9}, "num_queries is 9, expected at least 10"),
         ({"num_features": 5}, "num_features is 5, expected at least 6"),
         ({"list_length": (5, 4)}, r"list_length is \(5, 4\), expected"),
+        ({"mean_length": 41}, r"mean_length is 41, expected within \(6, 40\)"),
         ({"label_noise": -1}, "label_noise is -1, expected 0 up to 100"),
         ({"query_shift": float("nan")}, "query_shift is nan"),
         ({"folds": 0}, "folds is 0, expected 1 to 600"),
