@@ -58,6 +58,28 @@ class Dual:
         return -self + other
 
 
+def gains(labels: np.ndarray) -> np.ndarray:
+    """`2**y - 1` of labels [..., list]."""
+    return np.minimum(np.exp2(labels) - 1.0, LARGE)
+
+
+def discounts(ranks: np.ndarray) -> np.ndarray:
+    """`1 / log2(1 + rank)` of 1-based ranks [..., list]."""
+    return 1.0 / np.log2(1.0 + ranks)
+
+
+def ranks(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """1-based ranks by descending `values` among the real documents; ties by position."""
+    order = np.argsort(np.where(mask, -values, np.inf), axis=-1, kind="stable")
+    return np.argsort(order, axis=-1, kind="stable") + 1.0
+
+
+def max_dcg(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The DCG of the documents in descending order of their labels."""
+    ideal = gains(labels) * discounts(ranks(labels, mask))
+    return np.where(mask, ideal, 0.0).sum(-1)
+
+
 def value_of(x: np.ndarray | Dual) -> np.ndarray:
     """The value alone."""
     return x.value if isinstance(x, Dual) else np.asarray(x)
