@@ -25,6 +25,7 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.execution.interpreter import batched_loss
 from autoloss_jax.execution.programs import Programs, encode
+from autoloss_jax.explain import Explanation, explain
 from autoloss_jax.export import export_source
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import random_expressions
@@ -47,6 +48,7 @@ __all__ = [
     "AutolossError",
     "Dataset",
     "EffectivenessConfig",
+    "Explanation",
     "Expression",
     "Fold",
     "FormulaError",
@@ -62,6 +64,7 @@ __all__ = [
     "dataset_from_arrays",
     "effectiveness_test",
     "encode",
+    "explain",
     "export_source",
     "load_dataset",
     "load_letor",

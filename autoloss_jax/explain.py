@@ -6,7 +6,6 @@ proved: a property that holds on every probe is said to hold.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -31,6 +30,7 @@ GROWTH = (1.0, 8.0, 16.0)
 """What scores are multiplied by to see how the gradient grows."""
 DIFFERENCES = (-2.0, 0.0, 2.0)
 """Score differences of two documents: in the wrong order, tied, in the right order."""
+_LABEL_PAIRS = ((1, 0), (2, 1), (2, 0), (4, 0))
 _RANKS = ((1, 1), (2, 3), (4, 6), (7, 12))
 _EXACT = 1e-6  # relative differences up to this are rounding
 _NEAREST = 3
@@ -77,7 +77,7 @@ class Explanation:
       all_irrelevant: whether a list without a relevant document has a gradient.
       ties_alike: whether tied documents of equal labels have equal gradients; None if it has no
         gradient there.
-      nearest: the hand-designed losses of the nearest gradient directions, the nearest first.
+      nearest: the other hand-designed losses nearest by gradient direction, the nearest first.
     """
 
     formula: str
@@ -132,7 +132,8 @@ def explain(expression: Expression | str) -> Explanation:
     loss = simplify(given)
     lists = _lists()
     gradient = _gradient(loss, lists.scores, lists)
-    nearest = _nearest(gradient)
+    known = _nearest(gradient)
+    same = [n.name for n in known if n.cosine >= SAME_DIRECTION]
     degree, cosine = _doubled(gradient, _gradient(loss, 2.0 * lists.scores, lists))
     largest = tuple(
         float(np.abs(_gradient(loss, scale * lists.scores, lists)).max()) for scale in GROWTH
@@ -141,7 +142,7 @@ def explain(expression: Expression | str) -> Explanation:
     irrelevant = query_derivatives(loss, lists.scores, 0 * lists.labels, lists.mask).gradient
     return Explanation(
         formula=str(loss),
-        name=nearest[0].name if nearest and nearest[0].cosine >= SAME_DIRECTION else None,
+        name=same[0] if same else None,
         types=_types(loss),
         size=loss.size,
         depth=loss.depth,
@@ -156,14 +157,12 @@ def explain(expression: Expression | str) -> Explanation:
         convex=concave == 0.0,
         concave_share=concave,
         label_use=_label_use(loss, gradient, lists),
-        push_by_labels={
-            (a, b): _push(loss, a, b, 0.0) for a, b in ((1, 0), (2, 1), (2, 0), (4, 0))
-        },
+        push_by_labels={labels: _push(loss, *labels, 0.0) for labels in _LABEL_PAIRS},
         push_by_difference=tuple(_push(loss, 1, 0, difference) for difference in DIFFERENCES),
         weight_by_rank=_weight_by_rank(gradient, lists),
         all_irrelevant=bool(np.any(irrelevant)),
         ties_alike=_ties_alike(loss, lists),
-        nearest=nearest,
+        nearest=known[len(same) : len(same) + _NEAREST],
     )
 
 
@@ -298,10 +297,11 @@ def _known() -> dict[str, np.ndarray]:
 
 
 def _nearest(gradient: np.ndarray) -> tuple[Neighbour, ...]:
+    """All hand-designed losses, the nearest first; none to a gradient of zero."""
     if not np.any(gradient):
         return ()
     found = [Neighbour(name, _cosine(known, gradient)) for name, known in _known().items()]
-    return tuple(sorted(found, key=lambda n: -n.cosine)[:_NEAREST])
+    return tuple(sorted(found, key=lambda n: -n.cosine))
 
 
 # --- the text ---
@@ -368,6 +368,3 @@ def _curvature(e: Explanation) -> str:
     if e.convex:
         return "convex"
     return f"not convex ({e.concave_share:.0%} of segments)"
-
-
-__all__: Sequence[str] = ("Explanation", "Neighbour", "explain")
