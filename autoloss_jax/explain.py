@@ -32,6 +32,7 @@ DIFFERENCES = (-2.0, 0.0, 2.0)
 """Score differences of two documents: in the wrong order, tied, in the right order."""
 _LABEL_PAIRS = ((1, 0), (2, 1), (2, 0), (4, 0))
 _RANKS = ((1, 1), (2, 3), (4, 6), (7, 12))
+_NOISE = 1e-12  # what is left of a gradient that cancels
 _EXACT = 1e-6  # relative differences up to this are rounding
 _NEAREST = 3
 _SHIFT = 3.0
@@ -132,6 +133,7 @@ def explain(expression: Expression | str) -> Explanation:
     loss = simplify(given)
     lists = _lists()
     gradient = _gradient(loss, lists.scores, lists)
+    gradient = np.where(np.abs(gradient).max() > _NOISE, gradient, 0.0)
     known = _nearest(gradient)
     same = [n.name for n in known if n.cosine >= SAME_DIRECTION]
     degree, cosine = _doubled(gradient, _gradient(loss, 2.0 * lists.scores, lists))
@@ -330,7 +332,7 @@ def _described(e: Explanation) -> list[tuple[str, str]]:
             "push by order",
             f"wrong {wrong:.3g}, tied {tied:.3g}, right {right:.3g} (labels 1:0, scores 2 apart)",
         ),
-        ("gradient by rank", ranks),
+        ("gradient by rank", f"{ranks} of its size"),
         ("nearest", ", ".join(f"{n.name} {n.cosine:.3f}" for n in e.nearest)),
     ]
 

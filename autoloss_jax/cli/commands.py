@@ -189,11 +189,11 @@ def _export(values: flags.FlagValues) -> None:
 
 
 def _explain(positional: Sequence[str], values: flags.FlagValues) -> None:
-    given = [*positional, *filter(None, [values.loss])]
-    folder = values["from"].value
-    if len(given) + (folder is not None) != 1:
+    losses = [*positional, *filter(None, [values.loss])]
+    folders = [*filter(None, [values["from"].value])]
+    if len(losses) + len(folders) != 1:
         raise AutolossError("expected one loss: autoloss explain LOSS, or --loss, or --from")
-    print(explain(given[0] if given else _best_of(folder)))
+    print(explain(losses[0] if losses else _best_of(folders[0])))
 
 
 def _best_of(folder: str) -> str:

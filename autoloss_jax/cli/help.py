@@ -40,11 +40,11 @@ shared between roles, features that are constant, wild in scale, or give the lab
 FOLDER it looks at the embedded synthetic queries.""",
     "export": "The source is complete: it needs nothing but its target.",
     "explain": """\
-Prints canonical form, type, size, depth and LaTeX of a loss; whether shifting or doubling the scores
-changes its gradient, whether moving the better document up can raise it, whether its gradient is
-bounded, whether it is convex, what it uses of the labels, how it treats ties and lists without a
-relevant document, which pairs and ranks it pushes most, and the hand-designed losses nearest by
-gradient direction. All of it is measured on fixed probes, none proved.""",
+Prints canonical form, type, size, depth and LaTeX of a loss; whether shifting or doubling the
+scores changes its gradient, whether moving the better document up can raise it, whether its
+gradient is bounded, whether it is convex, what it uses of the labels, how it treats ties and lists
+without a relevant document, which pairs and ranks it pushes most, and the hand-designed losses
+nearest by gradient direction. All of it is measured on fixed probes, none proved.""",
     "losses": "Prints name, formula, paper, and where a loss differs from other implementations.",
 }
 
