@@ -236,8 +236,8 @@ def evaluate_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., Array]:
 
     Returns:
       `(states, active, batches, plan) -> values` with states and active as for `train_runs`, plan
-      rows [replicates, pieces, slots], and values f32[runs, replicates, pieces * slots] of the metric.
-      Values of chunks that are not active are NaN.
+      rows [replicates, pieces, slots], and the metric's values f32[runs, replicates,
+      pieces * slots]. Values of chunks that are not active are NaN.
     """
 
     def local(states: RunState, active: Array, batches: Any, plan: Any) -> Array:
