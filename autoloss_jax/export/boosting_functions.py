@@ -16,7 +16,7 @@ from autoloss_jax.language.operators import CUBE_ROOT_LARGE, LARGE, LOG_LARGE, T
 
 MAX_STEP = 1.0  # of a document's score in one round, before the learning rate
 SMALLEST_HESSIAN = 1e-12
-TILE = 20_000  # pairs of documents taken together, so that they stay in the processor's cache
+TILE = 10_000  # pairs of documents taken together, so that they stay in the processor's cache
 
 
 class Dual:
