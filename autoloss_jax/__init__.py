@@ -11,9 +11,11 @@ from autoloss_jax.data import (
     Dataset,
     Fold,
     Queries,
+    dataset_from_arrays,
     load_dataset,
     load_letor,
     make_dataset,
+    queries_from_arrays,
     read_letor,
     summarize,
     synthetic,
@@ -23,6 +25,7 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import batched_loss
 from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.execution.programs import Programs, encode
+from autoloss_jax.explain import Explanation, explain
 from autoloss_jax.export import export_source
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import random_expressions
@@ -45,6 +48,7 @@ __all__ = [
     "AutolossError",
     "Dataset",
     "EffectivenessConfig",
+    "Explanation",
     "Expression",
     "Fold",
     "FormulaError",
@@ -57,8 +61,10 @@ __all__ = [
     "batched_loss",
     "clean_folds",
     "compile_loss",
+    "dataset_from_arrays",
     "effectiveness_test",
     "encode",
+    "explain",
     "export_source",
     "load_dataset",
     "load_letor",
@@ -67,6 +73,7 @@ __all__ = [
     "ndcg",
     "ndcg_per_query",
     "parse",
+    "queries_from_arrays",
     "random_expressions",
     "read_letor",
     "search",

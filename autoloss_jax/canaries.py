@@ -3,9 +3,10 @@
 Each is run in every search on its own data, and stops it when it fails.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -13,9 +14,8 @@ from scipy import stats
 
 from autoloss_jax.data import ListBatch
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.metrics import MetricPerQuery
 
-MetricPerQuery = Callable[..., tuple[Array, Array]]
-"""`(scores, labels, *, where) -> (values, defined)`, each [queries]."""
 ScoreFn = Callable[[Array, Array], Array]
 """A trained model: features [queries, list, features] and mask to scores [queries, list]."""
 
@@ -29,6 +29,41 @@ _REPEATS = 10  # random orders, or permutations of the labels: so many draws of 
 
 class CanaryError(AutolossError):
     """A reward could be had without ranking: nothing that was measured can be trusted."""
+
+
+def check_call(metric: MetricPerQuery, batches: Iterable[ListBatch]) -> np.ndarray:
+    """The metric can be called, and gives what it should, on the labels at hand.
+
+    Returns:
+      bool[queries]: on which queries it is defined.
+
+    Raises:
+      AutolossError: it is no jnp function of these arrays, its results have other shapes, it is
+        defined on no query, or a value that is defined is not finite.
+    """
+    expected = "expected a jnp function `metric(scores, labels, *, where) -> (values, defined)`"
+    all_defined = []
+    called = jax.jit(lambda scores, labels, mask: metric(scores, labels, where=mask))
+    for batch in batches:
+        scores, shape = jnp.zeros(batch.labels.shape), batch.labels.shape[:-1]
+        try:  # under jit, as it will be called
+            values, defined = called(scores, batch.labels, batch.mask)
+        except (TypeError, ValueError, AttributeError) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise AutolossError(f"metric: {expected}; calling it gave: {first_line}") from error
+        if values.shape != shape or defined.shape != shape or defined.dtype != bool:
+            raise AutolossError(
+                f"metric: {expected}, both of shape [queries] = {shape}, `defined` of bool; got "
+                f"shapes {values.shape} and {defined.shape}, `defined` of {defined.dtype}"
+            )
+        if not bool(jnp.all(jnp.isfinite(values) | ~defined)):
+            raise AutolossError(
+                "metric: a value is not finite where it is defined, for tied scores"
+            )
+        all_defined.append(np.asarray(defined))
+    if not any(defined.any() for defined in all_defined):
+        raise AutolossError("metric: it is defined on no query, expected at least one")
+    return np.concatenate(all_defined)
 
 
 def check_constant_scores(metric: MetricPerQuery, batches: Sequence[ListBatch]) -> None:

@@ -35,7 +35,7 @@ from autoloss_jax.files import read_json, write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import average_precision_per_query, mrr_per_query, ndcg_per_query
-from autoloss_jax.models import make_model
+from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.runs import RunFolder
 from autoloss_jax.training import (
     RankerTraining,
@@ -136,6 +136,7 @@ def effectiveness_test(
     config: EffectivenessConfig | None = None,
     *,
     hand_designed: Sequence[str] | None = None,
+    model: nn.Module | None = None,
     out: str | None = None,
     placement: str = "auto",
     on_progress: Callable[[str, float], None] | None = None,
@@ -148,6 +149,8 @@ def effectiveness_test(
       expressions: the found losses.
       config: the settings.
       hand_designed: names of LOSSES to compare with; all of HAND_DESIGNED by default.
+      model: a Flax module that is trained, instead of the config's; it maps features
+        [queries, list, features] and mask [queries, list] to scores [queries, list].
       out: the run folder; None writes nothing.
       placement: of the data, one of `feed.PLACEMENTS`; it changes no result.
       on_progress: called with a description and the share that is done.
@@ -160,17 +163,22 @@ def effectiveness_test(
     losses = contenders(expressions, hand_designed)
     if out is None:
         return run_effectiveness(
-            dataset, losses, config, None, placement=placement, on_progress=on_progress
-        )
+            dataset, losses, config, None, model=model, placement=placement,
+            on_progress=on_progress,
+        )  # fmt: skip
+    settings = asdict(config)
+    if model is not None:
+        settings["model"] = describe_model(model)
     described = {
         "data": {"name": dataset.name, "sha256": dataset.sha256},
-        "effectiveness": asdict(config),
+        "effectiveness": settings,
         "losses": [str(c.expression) for c in losses],
     }
     with RunFolder.open(out, described) as folder:
         return run_effectiveness(
-            dataset, losses, config, folder, placement=placement, on_progress=on_progress
-        )
+            dataset, losses, config, folder, model=model, placement=placement,
+            on_progress=on_progress,
+        )  # fmt: skip
 
 
 def clean_folds(dataset: Dataset) -> Dataset:

@@ -41,6 +41,8 @@ _TABLE_LIST = 256  # lists up to this length look the mean discount up in one [l
 _MAX_LIST = 32_767  # two counts are packed into one 32-bit integer
 
 PerQuery = tuple[jax.Array, jax.Array]
+MetricPerQuery = Callable[..., PerQuery]
+"""`(scores, labels, *, where) -> (values, defined)`, each [...]; jnp functions of their arrays."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

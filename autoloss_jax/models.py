@@ -1,5 +1,6 @@
 """Rankers: Flax modules that map the documents of a query to scores."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -74,6 +75,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "attention": Attention,
 }
 """The rankers of the command line, by name."""
+
+
+def describe_model(model: nn.Module) -> str:
+    """A module with its attributes, in one line that is the same in every process."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("#"))
 
 
 def make_model(model: str | nn.Module) -> nn.Module:

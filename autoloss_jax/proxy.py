@@ -9,7 +9,7 @@ Jamieson and Talwalkar 2016): all candidates train a little, the better share tr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from autoloss_jax import canaries
 from autoloss_jax.data import (
     BatchPlan,
+    ListBatch,
     Queries,
     assign_folds,
     bucket_queries,
@@ -30,6 +32,7 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import Programs, encode
 from autoloss_jax.feed import Feed
 from autoloss_jax.language.expressions import Expression
+from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
 from autoloss_jax.training import (
     RankerTraining,
     RunState,
@@ -93,7 +96,7 @@ class Outcome(NamedTuple):
     reward: float  # mean difference to the reference, at most that of any candidate trained longer;
     # -inf if the run turned non-finite
     reward_se: float  # its standard error over the queries
-    ndcg: float  # mean over the queries with a relevant document
+    ndcg: float  # mean over the queries with a relevant document; of another metric if one rewards
     steps: int  # updates it was trained for
     differences: np.ndarray  # f64[queries]: to the reference
 
@@ -112,11 +115,12 @@ class ProxyTraining:
 
     def __init__(
         self, queries: Queries, model: nn.Module, reference: Expression, config: ProxyConfig,
-        capacity: int, seed: int, placement: str = "auto",
+        capacity: int, seed: int, placement: str = "auto", metric: MetricPerQuery | None = None,
     ) -> None:  # fmt: skip
         """`capacity`: the most candidates of a round, the reference not counted.
 
-        `placement`: of the data, one of `feed.PLACEMENTS`; it changes no result.
+        `placement`: of the data, one of `feed.PLACEMENTS`; it changes no result. `metric`: what
+        rewards are differences of; NDCG at the config's cutoff by default.
         """
         config.check()
         self.config = config
@@ -128,13 +132,22 @@ class ProxyTraining:
         self.folds = assign_folds(queries, config.folds, seed)
         self.feed = Feed(self.buckets, self.mesh, placement)
         self._held_out = held_out_rows(self.buckets, self.folds, config.folds)
-        _, self._counted = plan_labels(self.buckets, self._held_out)
-        self.training = RankerTraining(model, program_score_gradient, config.metric_cutoff)
+        self.metric = metric or partial(ndcg_per_query, k=config.metric_cutoff)
+        defined = None if metric is None else self._defined(metric)
+        _, self._counted = plan_labels(self.buckets, self._held_out, defined)
+        self.training = RankerTraining(model, program_score_gradient, config.metric_cutoff, metric)
         self._train = train_runs(self.training, self.mesh)
         self._evaluate = evaluate_runs(self.training, self.mesh)
         # Rounds that start from scratch share one seed; others never come back to theirs.
         self.fresh = lru_cache(maxsize=1)(self._init)
         self._plan = lru_cache(maxsize=1)(self._draw)
+
+    def _defined(self, metric: MetricPerQuery) -> np.ndarray:
+        """bool[queries]: on which queries a user's metric is defined, once it is checked."""
+        defined = np.zeros(len(self.buckets.queries), bool)
+        lists = (ListBatch(*(x[:count] for x in batch)) for batch, count in self.feed.lists())
+        defined[np.concatenate(self.buckets.members)] = canaries.check_call(metric, lists)
+        return defined
 
     @cached_property
     def full_steps(self) -> int:

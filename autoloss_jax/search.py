@@ -6,6 +6,7 @@ propose -> canonicalise, deduplicate -> screen -> train in rungs -> reward -> ob
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,8 +26,8 @@ from autoloss_jax.language.grammar import from_tokens
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, resolve_loss
-from autoloss_jax.metrics import ndcg_per_query
-from autoloss_jax.models import make_model
+from autoloss_jax.metrics import MetricPerQuery
+from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.proposers import make_proposer
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
 from autoloss_jax.runs import RunFolder
@@ -131,6 +132,8 @@ def search(
     dataset: Dataset,
     config: SearchConfig | None = None,
     *,
+    model: nn.Module | None = None,
+    metric: MetricPerQuery | None = None,
     out: str | None = None,
     placement: str = "auto",
     on_round: Callable[[Progress], None] | None = None,
@@ -140,23 +143,57 @@ def search(
     Args:
       dataset: validation and test queries are not looked at.
       config: the settings.
+      model: a Flax module that is searched for, instead of the config's; it maps features
+        [queries, list, features] and mask [queries, list] to scores [queries, list].
+      metric: what is rewarded, instead of NDCG at the config's cutoff: a jnp function
+        `metric(scores, labels, *, where) -> (values, defined)` of arrays [queries, list], giving
+        two [queries]; larger values are better. `defined` may depend on labels and `where` only;
+        queries on which it is False do not count. The ledger has its mean under `metric`.
       out: the run folder; a search that was interrupted there goes on. None writes nothing.
       placement: of the data, one of `feed.PLACEMENTS`; it changes no result.
       on_round: called after each round.
 
     Raises:
-      AutolossError: a setting out of range; a run folder of another configuration.
+      AutolossError: a setting out of range; a run folder of another configuration; a metric that
+        is no such function or, with `out`, has no name.
       CanaryError: a reward could be had without ranking.
     """
     config = config or SearchConfig()
     config.check()
+    name = None if metric is None else metric_name(metric)
     train = dataset.folds[0].train
     queries = fit_scaling(train, transform=config.features).apply(train)
     if out is None:
-        return run_search(queries, config, None, placement=placement, on_round=on_round)
-    described = {"data": {"name": dataset.name, "sha256": dataset.sha256}, "search": asdict(config)}
+        return run_search(
+            queries, config, None, model=model, metric=metric, placement=placement,
+            on_round=on_round,
+        )  # fmt: skip
+    if name == "":
+        raise AutolossError(
+            "metric: expected a named function, since the run folder records what was rewarded; "
+            f"got {metric!r}"
+        )
+    settings = asdict(config)
+    if model is not None:
+        settings["model"] = describe_model(model)
+    if name:
+        settings["metric"] = name
+    described = {"data": {"name": dataset.name, "sha256": dataset.sha256}, "search": settings}
     with RunFolder.open(out, described) as folder:
-        return run_search(queries, config, folder, placement=placement, on_round=on_round)
+        return run_search(
+            queries, config, folder, model=model, metric=metric, placement=placement,
+            on_round=on_round,
+        )  # fmt: skip
+
+
+def metric_name(metric: MetricPerQuery) -> str:
+    """Module and name of a metric, with the arguments of a `functools.partial`; "" without any."""
+    if isinstance(metric, partial):
+        name = metric_name(metric.func)
+        given = [*map(repr, metric.args), *(f"{k}={v!r}" for k, v in metric.keywords.items())]
+        return name and f"{name}({', '.join(given)})"
+    name = getattr(metric, "__qualname__", "<none>")
+    return "" if "<lambda>" in name or name == "<none>" else f"{metric.__module__}.{name}"
 
 
 def run_search(
@@ -165,15 +202,19 @@ def run_search(
     folder: RunFolder | None,
     *,
     model: nn.Module | None = None,
+    metric: MetricPerQuery | None = None,
     placement: str = "auto",
     on_round: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
-    """Phase I on scaled training queries, in an open run folder; `model` overrides the config's."""
+    """Phase I on scaled training queries, in an open run folder.
+
+    `model` and `metric` take the place of what the config names, see `search`.
+    """
     config.check()
     done = None if folder is None else _read_finished(folder)
     if done is not None:
         return done
-    state = _Search(queries, config, model or make_model(config.model), folder, placement)
+    state = _Search(queries, config, model or make_model(config.model), metric, folder, placement)
     state.resume()
     state.check_metric()
     while state.trained < config.budget:
@@ -204,15 +245,16 @@ class _Search:
     """A search in progress: what is known, and how a round changes it."""
 
     def __init__(
-        self, queries: Queries, config: SearchConfig, model: nn.Module, folder: RunFolder | None,
-        placement: str,
+        self, queries: Queries, config: SearchConfig, model: nn.Module,
+        metric: MetricPerQuery | None, folder: RunFolder | None, placement: str,
     ) -> None:  # fmt: skip
         self.config = config
         self.folder = folder
         self.reference = resolve_loss(config.reference)
         capacity = max(config.proposals, config.hall_of_fame)
+        self.metric = metric
         self.proxy = ProxyTraining(
-            queries, model, self.reference, config.proxy, capacity, config.seed, placement
+            queries, model, self.reference, config.proxy, capacity, config.seed, placement, metric
         )
         self.proposer = make_proposer(config.proposer, max_tokens=config.max_tokens)
         self.proposer_state = self.proposer.init(config.seed)
@@ -248,7 +290,7 @@ class _Search:
         outcomes = self._train(fresh).outcomes if fresh else []
         seconds = time.monotonic() - started
         trained = {
-            loss: _trained(outcome, seconds / len(fresh))
+            loss: _trained(outcome, seconds / len(fresh), self.metric is not None)
             for loss, outcome in zip(fresh, outcomes, strict=True)
         }
         self.candidates.learn({loss: o.reward for loss, o in zip(fresh, outcomes, strict=True)})
@@ -395,6 +437,7 @@ class _Search:
         return fame[: self.config.hall_of_fame], rediscovered
 
     def _describe(self, finalists: list[Finalist]) -> dict[str, Any]:
+        cutoff = self.config.proxy.metric_cutoff
         return {
             "finalists": [
                 {"formula": str(f.expression), "size": f.expression.size, "reward": f.reward,
@@ -402,17 +445,12 @@ class _Search:
                 for f in finalists
             ],
             "reference": self.config.reference,
-            "metric": f"ndcg@{self.config.proxy.metric_cutoff}",
+            "metric": metric_name(self.metric) if self.metric else f"ndcg@{cutoff}",
             "empty": "skip",
             "candidates_trained": self.trained,
         }  # fmt: skip
 
     # --- canaries ---
-
-    def _metric(
-        self, scores: jax.Array, labels: jax.Array, *, where: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return ndcg_per_query(scores, labels, where=where, k=self.config.proxy.metric_cutoff)
 
     def _canary_batches(self) -> list[ListBatch]:
         return [
@@ -422,7 +460,7 @@ class _Search:
 
     def check_metric(self) -> None:
         """The canary that needs no model. Raises CanaryError."""
-        canaries.check_constant_scores(self._metric, self._canary_batches())
+        canaries.check_constant_scores(self.proxy.metric, self._canary_batches())
 
     def check_model(self, reference: RunState) -> None:
         """The canaries of a trained model, the reference's. Raises CanaryError."""
@@ -432,8 +470,8 @@ class _Search:
             return jnp.asarray(self.proxy.training.model.apply(params, features, mask))
 
         batches = self._canary_batches()
-        canaries.check_document_order(self._metric, score, batches)
-        canaries.check_permuted_labels(self._metric, score, batches)
+        canaries.check_document_order(self.proxy.metric, score, batches)
+        canaries.check_permuted_labels(self.proxy.metric, score, batches)
         self.canaries_passed = True
         logging.info("canaries passed: constant scores, document order, permuted labels")
 
@@ -443,14 +481,14 @@ def _confident(record: dict[str, Any]) -> float:
     return record["reward"] - record["reward_se"]
 
 
-def _trained(outcome: Outcome, seconds: float) -> dict[str, Any]:
+def _trained(outcome: Outcome, seconds: float, own_metric: bool) -> dict[str, Any]:
     failed = not np.isfinite(outcome.reward)
     return {
         "status": "failed" if failed else "trained",
         "reason": "the model turned non-finite" if failed else "",
         "reward": None if failed else outcome.reward,
         "reward_se": None if failed else outcome.reward_se,
-        "ndcg": None if failed else outcome.ndcg,
+        "metric" if own_metric else "ndcg": None if failed else outcome.ndcg,
         "steps": outcome.steps,
         "seconds": round(seconds, 4),
     }

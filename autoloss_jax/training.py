@@ -25,7 +25,7 @@ from autoloss_jax.data import BatchPlan, ListBatch
 from autoloss_jax.execution.batched import program_gradient
 from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.language.expressions import Expression
-from autoloss_jax.metrics import ndcg_per_query
+from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
 
 CHUNK = 4
 """Runs trained side by side on one device: fewer leave the processor idle, more the cache."""
@@ -57,11 +57,13 @@ class RankerTraining:
       model: maps features [queries, list, features] and mask to scores [queries, list].
       score_gradient: gives a loss's gradient by the scores.
       metric_cutoff: the k of the NDCG@k it is evaluated by.
+      metric: what it is evaluated by instead.
     """
 
     model: nn.Module
     score_gradient: ScoreGradient
     metric_cutoff: int | None = 10
+    metric: MetricPerQuery | None = None
 
     def init(self, key: Array, batch: ListBatch) -> RunState:
         """A fresh run; `batch` gives the shapes only."""
@@ -118,18 +120,19 @@ class RankerTraining:
         return lax.scan(step, state, plan)[0]
 
     def evaluate(self, state: RunState, batches: Sequence[ListBatch], plan: BatchPlan) -> Array:
-        """f32[pieces, queries]: NDCG@k of every row of a plan, 0 where undefined or not valid.
+        """f32[pieces, queries]: the metric of every row of a plan, 0 where undefined or not valid.
 
         NaN for a run that is not alive, and all over a piece that has a score that is not finite.
         """
+        metric = self.metric or partial(ndcg_per_query, k=self.metric_cutoff)
 
         def piece(plan: BatchPlan) -> Array:
             values, finite = [], state.alive
             for bucket, rows, valid in zip(batches, plan.rows, plan.valid, strict=True):
                 part = _take(bucket, rows, valid)
                 scores: Any = self.model.apply(state.params, part.features, part.mask)
-                ndcg, _ = ndcg_per_query(scores, part.labels, where=part.mask, k=self.metric_cutoff)
-                values.append(ndcg)
+                value, defined = metric(scores, part.labels, where=part.mask)
+                values.append(jnp.where(defined, value, 0.0))
                 finite &= _all_finite(scores, part.mask)
             return jnp.where(finite, jnp.concatenate(values), jnp.nan)
 
@@ -233,8 +236,8 @@ def evaluate_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., Array]:
 
     Returns:
       `(states, active, batches, plan) -> values` with states and active as for `train_runs`, plan
-      rows [replicates, pieces, slots], and values f32[runs, replicates, pieces * slots], NDCG@k.
-      Values of chunks that are not active are NaN.
+      rows [replicates, pieces, slots], and the metric's values f32[runs, replicates,
+      pieces * slots]. Values of chunks that are not active are NaN.
     """
 
     def local(states: RunState, active: Array, batches: Any, plan: Any) -> Array:

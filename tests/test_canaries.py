@@ -6,11 +6,13 @@ import pytest
 
 from autoloss_jax.canaries import (
     CanaryError,
+    check_call,
     check_constant_scores,
     check_document_order,
     check_permuted_labels,
 )
 from autoloss_jax.data import ListBatch
+from autoloss_jax.errors import AutolossError
 from autoloss_jax.metrics import ndcg_per_query
 
 QUERIES, LENGTH = 40, 8
@@ -145,6 +147,35 @@ def test_labels_in_the_features_are_not_for_this_canary():
     """They stay with their documents when labels are permuted, so the model is a random ranker."""
     leaky = ListBatch(np.repeat(SHUFFLED.labels[..., None], 3, -1), *SHUFFLED[1:])
     check_permuted_labels(honest, linear, [leaky])
+
+
+def pairless(scores, labels, *, where):
+    return jnp.mean(scores, -1)
+
+
+def in_numpy(scores, labels, *, where):
+    return np.asarray(scores).mean(-1), np.asarray(where).any(-1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda scores, labels: 1.0, "calling it gave: .*unexpected keyword argument 'where'"),
+        (in_numpy, "expected a jnp function .* calling it gave: .*[Tt]rac"),
+        (pairless, "calling it gave"),
+        (lambda s, y, *, where: (s, where), r"shape \[queries\] = \(40,\), .*shapes \(40, 8\)"),
+        (lambda s, y, *, where: (s[:, 0], y[:, 0]), "`defined` of float32"),
+        (lambda s, y, *, where: (1 / s[:, 0], where[:, 0]), "a value is not finite"),
+        (lambda s, y, *, where: (s[:, 0], y[:, 0] > 99), "it is defined on no query"),
+    ],
+)
+def test_what_is_no_metric_is_refused(metric, message):
+    with pytest.raises(AutolossError, match=f"^metric: .*{message}"):
+        check_call(metric, [SHUFFLED])
+
+
+def test_a_metric_undefined_on_some_queries_is_called():
+    check_call(honest, [SHUFFLED, SHUFFLED._replace(labels=np.zeros_like(SHUFFLED.labels))])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

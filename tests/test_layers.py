@@ -37,6 +37,7 @@ LAYERS = (
     "comparison",
     "effectiveness",
     "export",
+    "explain",
     "report",
     "__init__",
     "cli",

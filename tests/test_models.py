@@ -1,12 +1,15 @@
 """Rankers: what a score may depend on."""
 
+from collections.abc import Callable
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.models import MLP, MODELS, Attention, Linear, make_model
+from autoloss_jax.models import MLP, MODELS, Attention, Linear, describe_model, make_model
 
 FEATURES = 3
 
@@ -70,3 +73,16 @@ def test_models_by_name():
     assert make_model(own) is own
     with pytest.raises(AutolossError, match="unknown model 'svm'; expected one of linear, mlp"):
         make_model("svm")
+
+
+class Activated(nn.Module):
+    activation: Callable = nn.tanh
+
+
+def test_a_description_names_the_attributes_and_no_place_in_memory():
+    assert "MLP" in describe_model(MLP((8, 4)))
+    assert "hidden = (8, 4)" in describe_model(MLP((8, 4)))
+    assert describe_model(MLP((8, 4))) != describe_model(MLP((8,)))
+    assert "tanh" in describe_model(Activated())
+    assert "0x" not in describe_model(Activated())
+    assert "\n" not in describe_model(Activated())

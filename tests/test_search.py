@@ -12,12 +12,13 @@ import pytest
 
 from autoloss_jax import canaries
 from autoloss_jax.candidates import Candidates
-from autoloss_jax.data import Dataset, Fold, Queries, synthetic
+from autoloss_jax.data import Dataset, Fold, Queries, fit_scaling, synthetic
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import LOSSES
-from autoloss_jax.models import Linear
+from autoloss_jax.metrics import mrr_per_query, ndcg_per_query
+from autoloss_jax.models import MLP, Linear, describe_model
 from autoloss_jax.proposers import PROPOSERS
 from autoloss_jax.proxy import ProxyConfig, ProxyTraining
 from autoloss_jax.runs import RunFolder
@@ -46,7 +47,7 @@ def compile_once():
     class Shared(ProxyTraining):
         def __init__(self, *args):
             super().__init__(*args)
-            key = self.slots, self.training.metric_cutoff
+            key = (self.slots, self.training.metric_cutoff, self.training.metric)
             self._train, self._evaluate = made.setdefault(key, (self._train, self._evaluate))
 
     patch.setattr(search_module, "ProxyTraining", Shared)
@@ -246,14 +247,12 @@ def test_validation_and_test_queries_are_never_touched(data, finished):
     assert_same(search(Dataset(data.name, (fold,), data.sha256), CONFIG), finished[0])
 
 
-def test_a_metric_that_leaks_stops_the_search(data, monkeypatch):
-    def optimistic(self, scores, labels, *, where):
-        return original(self, scores + 1e-3 * labels, labels, where=where)
+def test_a_metric_that_leaks_stops_the_search(data):
+    def optimistic(scores, labels, *, where):
+        return ndcg_per_query(scores + 1e-3 * labels, labels, where=where)
 
-    original = search_module._Search._metric
-    monkeypatch.setattr(search_module._Search, "_metric", optimistic)
     with pytest.raises(canaries.CanaryError, match="a constant scorer"):
-        search(data, CONFIG)
+        search(data, CONFIG, metric=optimistic)
 
 
 def test_a_model_that_looks_at_the_order_stops_the_search(data, monkeypatch):
@@ -381,6 +380,60 @@ def test_a_folder_of_another_configuration_is_refused(data, finished):
         search(other, CONFIG, out=str(finished[1]))
 
 
+# --- a user's own model and metric ---
+
+
 def test_a_user_may_bring_a_model(data):
     run = partial(run_search, data.folds[0].train, dataclasses.replace(CONFIG, budget=2), None)
     assert_same(run(model=Linear()), run())
+
+
+def test_the_folder_knows_a_user_s_model(data, tmp_path):
+    config = dataclasses.replace(CONFIG, budget=2)
+    search(data, config, model=Linear(), out=str(tmp_path))
+    stored = json.loads((tmp_path / "config.json").read_text())["config"]["search"]["model"]
+    assert stored == describe_model(Linear())
+    with pytest.raises(AutolossError, match=r"search.model: stored .*Linear.*, given .*MLP"):
+        search(data, config, model=MLP((4,)), out=str(tmp_path))
+
+
+def reciprocal_rank(scores, labels, *, where):
+    return mrr_per_query(scores, labels, where=where)
+
+
+def test_a_user_s_metric_is_what_rewards(data, tmp_path, finished):
+    result = search(data, CONFIG, metric=reciprocal_rank, out=str(tmp_path))
+    trained = [r for r in result.records if r["status"] == "trained"]
+    assert all("metric" in r and r["ndcg"] is None for r in trained)
+    other = {r["formula"]: r for r in finished[0].records}
+    shared = [(r, other[r["formula"]]) for r in trained if r["formula"] in other]
+    assert [r["reward"] for r, _ in shared] != [o["reward"] for _, o in shared]
+    # The reward is what the metric itself says of a model trained again.
+    proxy = ProxyTraining(
+        fit_scaling(data.folds[0].train, transform=CONFIG.features).apply(data.folds[0].train),
+        Linear(), LOSSES["softmax"], PROXY, CONFIG.proposals, CONFIG.seed, metric=reciprocal_rank,
+    )  # fmt: skip
+    best = max((r for r in trained if r["steps"] == 6), key=lambda r: r["metric"])
+    run = proxy.run([parse(best["formula"])], CONFIG.seed, halving=False)
+    assert run.outcomes[0].ndcg == pytest.approx(best["metric"], abs=1e-6)
+    finalists = json.loads((tmp_path / "finalists.json").read_text())
+    assert finalists["metric"].endswith("test_search.reciprocal_rank")
+
+
+def test_the_folder_knows_a_user_s_metric(data, tmp_path):
+    config = dataclasses.replace(CONFIG, budget=1)
+    search(data, config, metric=reciprocal_rank, out=str(tmp_path))
+    for other, given in (
+        (None, "absent"),
+        (ndcg_per_query, '"autoloss_jax.metrics.ndcg_per_query"'),
+        (partial(reciprocal_rank, k=3), r'".*reciprocal_rank\(k=3\)"'),
+    ):
+        with pytest.raises(AutolossError, match=f"search.metric: stored .*, given {given}"):
+            search(data, config, metric=other, out=str(tmp_path))
+
+
+def test_a_metric_without_a_name_is_refused_where_it_is_recorded(data, tmp_path):
+    with pytest.raises(AutolossError, match="metric: expected a named function, since the run"):
+        search(data, CONFIG, metric=lambda s, y, *, where: mrr_per_query(s, y, where=where),
+               out=str(tmp_path / "run"))  # fmt: skip
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from autoloss_jax.data import scale_fold, summarize
 from autoloss_jax.effectiveness import EFFECTIVENESS_FILE, contenders, run_effectiveness
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import interpreter_in_use, using_interpreter
+from autoloss_jax.explain import explain
 from autoloss_jax.export import export_source, write_best_loss
 from autoloss_jax.files import read_json
 from autoloss_jax.language.parsing import parse
@@ -31,6 +32,7 @@ from autoloss_jax.runs import RunFolder
 from autoloss_jax.search import FINALISTS_FILE, run_search
 
 BEST_LOSS_FILE = "best_loss.py"
+_ARGUMENTS = {"data": "one FOLDER and", "explain": "one LOSS and"}
 _PLAIN_WIDTH = 120  # of tables that go to a file or a pipe
 
 GoOn = Callable[[str], None]
@@ -45,11 +47,11 @@ def execute(
     go_on: GoOn,
 ) -> None:
     """Runs a command. Raises AutolossError for bad input, before anything is written."""
-    allowed = {"report": len(positional), "data": 1}.get(command, 0)
+    allowed = {"report": len(positional), "data": 1, "explain": 1}.get(command, 0)
     if len(positional) > allowed:
         raise AutolossError(
             f"unexpected argument '{positional[allowed]}': autoloss takes one command, and "
-            f"`autoloss {command}` {'one FOLDER and' if allowed else 'nothing but'} flags"
+            f"`autoloss {command}` {_ARGUMENTS.get(command, 'nothing but')} flags"
         )
     if command in WORKING_COMMANDS:
         _work(command, arguments, values, go_on)
@@ -59,6 +61,8 @@ def execute(
         _describe_data(positional, values)
     elif command == "export":
         _export(values)
+    elif command == "explain":
+        _explain(positional, values)
     else:
         _list_losses()
 
@@ -184,13 +188,24 @@ def _export(values: flags.FlagValues) -> None:
     folder = values["from"].value
     if (values.loss is None) == (folder is None):
         raise AutolossError("expected either --loss or --from: what should be exported?")
-    formula = values.loss
-    if folder is not None:
-        best = read_run(folder).best
-        if best is None:
-            raise AutolossError(f"--from {folder}: the run has found no loss yet")
-        formula = str(best["formula"])
+    formula = values.loss if folder is None else _best_of(folder)
     print(export_source(formula, values.target).rstrip("\n"))
+
+
+def _explain(positional: Sequence[str], values: flags.FlagValues) -> None:
+    losses = [*positional, *filter(None, [values.loss])]
+    folders = [*filter(None, [values["from"].value])]
+    if len(losses) + len(folders) != 1:
+        raise AutolossError("expected one loss: autoloss explain LOSS, or --loss, or --from")
+    print(explain(losses[0] if losses else _best_of(folders[0])))
+
+
+def _best_of(folder: str) -> str:
+    """The formula of the best found loss of a run."""
+    best = read_run(folder).best
+    if best is None:
+        raise AutolossError(f"--from {folder}: the run has found no loss yet")
+    return str(best["formula"])
 
 
 def _list_losses() -> None:

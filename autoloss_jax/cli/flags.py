@@ -159,6 +159,12 @@ class CommandFlags:
                     "length buckets that the cost of padding is for",
                 ),
             )  # fmt: skip
+        elif command == "explain":
+            self._section(
+                "Flags",
+                self._text("loss", None, "a name of `autoloss losses`, or a formula, as LOSS is"),
+                self._text("from", None, "a run folder, whose best found loss is explained"),
+            )
         elif command == "export":
             self._section(
                 "Flags",

@@ -1,5 +1,6 @@
 """Ranking data: LETOR text or synthetic queries to ragged arrays, scaled, bucketed and planned."""
 
+from autoloss_jax.data.arrays import dataset_from_arrays, queries_from_arrays
 from autoloss_jax.data.batches import (
     PIECE_DOCUMENTS,
     BatchPlan,
@@ -47,6 +48,7 @@ __all__ = [
     "assign_folds",
     "bucket_queries",
     "concatenate",
+    "dataset_from_arrays",
     "draw_batches",
     "fit_scaling",
     "held_out_rows",
@@ -58,6 +60,7 @@ __all__ = [
     "padding_waste",
     "plan_buckets",
     "plan_labels",
+    "queries_from_arrays",
     "read_letor",
     "scale_fold",
     "slots_per_bucket",

@@ -291,13 +291,17 @@ def all_rows(buckets: Buckets, replicates: int = 1) -> BatchPlan:
     return _in_pieces(buckets, [[np.arange(len(m))] * replicates for m in buckets.members])
 
 
-def plan_labels(buckets: Buckets, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
+def plan_labels(
+    buckets: Buckets, plan: BatchPlan, counted: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Of all rows of a plan, whether they are valid, and whether of a query with relevance.
+
+    counted: bool[queries], what stands in the place of "with relevance".
 
     Both bool[folds, queries], piece by piece and there bucket by bucket: the order in which values
     of an evaluation come.
     """
-    relevant = buckets.queries.has_relevant()
+    relevant = buckets.queries.has_relevant() if counted is None else counted
     exists = np.concatenate(plan.valid, axis=-1)
     has = [relevant[m][rows] for m, rows in zip(buckets.members, plan.rows, strict=True)]
     flat = exists.reshape(len(exists), -1)

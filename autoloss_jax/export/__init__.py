@@ -1,10 +1,11 @@
-"""Losses for use elsewhere: formula to source in jax, numpy or torch, or to LaTeX."""
+"""Losses for use elsewhere: formula to source for jax, numpy, torch or boosting, or to LaTeX."""
 
 import os
 from collections.abc import Iterable
 from importlib import metadata
 
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.export.boosting import BOOSTING_TARGETS, boosting_source
 from autoloss_jax.export.source import module_source
 from autoloss_jax.export.typesetting import export_latex, export_mathml
 from autoloss_jax.files import write_atomic
@@ -14,7 +15,7 @@ from autoloss_jax.losses import resolve_loss
 
 __all__ = ["TARGETS", "export_latex", "export_mathml", "export_source", "write_best_loss"]
 
-TARGETS = ("jax", "torch", "numpy", "latex")
+TARGETS = ("jax", "torch", "numpy", "latex", *BOOSTING_TARGETS)
 
 
 def export_source(expression: Expression | str, target: str) -> str:
@@ -25,10 +26,12 @@ def export_source(expression: Expression | str, target: str) -> str:
       target: `jax`, `torch` and `numpy` give a module that defines
         `loss(scores, labels, where=None)` of arrays [..., list], the mean over the queries that
         have a document, equal to that of `compile_loss`: jax and torch with its gradients, numpy
-        the value alone. `latex` gives the formula for math mode.
+        the value alone. `lightgbm` and `xgboost` give, in numpy, that function and a custom
+        objective besides, with exact gradient and Hessian diagonal. `latex` gives the formula for
+        math mode.
 
     Raises:
-      AutolossError: an an unknown target; neither expression nor text, or a free index.
+      AutolossError: an unknown target; neither expression nor text, or a free index.
       FormulaError: the text is not a loss.
     """
     if target not in TARGETS:
@@ -36,6 +39,8 @@ def export_source(expression: Expression | str, target: str) -> str:
     loss = as_loss(resolve_loss(expression) if isinstance(expression, str) else expression)
     if target == "latex":
         return export_latex(loss)
+    if target in BOOSTING_TARGETS:
+        return boosting_source(loss, target, _version())
     return module_source(loss, target, _version())
 
 

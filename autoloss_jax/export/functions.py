@@ -1,7 +1,8 @@
 """The functions that exported modules consist of: their sources by name, for each target.
 
 JAX gets the exact path's own functions, so an export equals it by construction; numpy gets the same
-ones with jnp's names exchanged for np's, and torch its own.
+ones with jnp's names exchanged for np's, torch its own, and objectives for gradient boosting
+numpy's, where there are none of their own that carry derivatives.
 """
 
 import ast
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from autoloss_jax.execution import exact, queries
-from autoloss_jax.export import prelude
+from autoloss_jax.export import boosting_functions, prelude
 from autoloss_jax.export.torch_functions import TORCH_FUNCTIONS
 from autoloss_jax.language import operators
 
@@ -23,6 +24,14 @@ from jax import Array
 from jax.typing import ArrayLike
 """,
     "numpy": """\
+import numpy as np
+from numpy.typing import ArrayLike
+""",
+    "boosting": """\
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 """,
@@ -64,6 +73,8 @@ def sources(target: str) -> dict[str, str]:
     """Source text by the name it defines, in an order in which a module may define them."""
     if target == "torch":
         return _definitions(TORCH_FUNCTIONS)
+    if target == "boosting":
+        return sources("numpy") | _definitions(inspect.getsource(boosting_functions))
     table: dict[str, str] = {}
     for module in (operators, queries, exact, prelude):
         table |= _definitions(inspect.getsource(module))
@@ -85,13 +96,14 @@ def module_functions(target: str, names: Iterable[str]) -> str:
             pending += [n.id for n in ast.walk(ast.parse(table[name])) if isinstance(n, ast.Name)]
             pending += [other for other in table if other.startswith(f"{name}.")]
     chosen = [source for name, source in table.items() if name in found]
-    constants = [source for source in chosen if not source.startswith(("def", "@", "_finite"))]
+    code = ("def", "class", "@", "_finite")
+    constants = [source for source in chosen if not source.startswith(code)]
     functions = [source for source in chosen if source not in constants]
     return "\n\n".join(["".join(constants), *functions] if constants else functions)
 
 
 def _definitions(text: str) -> dict[str, str]:
-    """The functions and constants at the top of a module's text, by name.
+    """The functions, classes and constants at the top of a module's text, by name.
 
     A call of a function's attribute, such as `f.defvjp(...)`, is found as "f.defvjp".
     """
@@ -100,7 +112,10 @@ def _definitions(text: str) -> dict[str, str]:
     for node in ast.parse(text).body:
         first = node.lineno
         match node:
-            case ast.FunctionDef(name=name, decorator_list=decorators):
+            case (
+                ast.FunctionDef(name=name, decorator_list=decorators)
+                | ast.ClassDef(name=name, decorator_list=decorators)
+            ):
                 first = min([first, *(decorator.lineno for decorator in decorators)])
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant()):
                 pass
