@@ -38,7 +38,7 @@ def _counts_table(summary: DataSummary) -> Table:
     caption = (
         "Empty: queries without a document of positive label. List length: the shortest, the\n"
         "median, that of 90 %, the longest. Padding: the share of places that hold no document\n"
-        "when lists are padded to --max_buckets lengths."
+        "when lists are padded to as many lengths as --max_buckets says."
     )
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=Text(caption), caption_justify="left"

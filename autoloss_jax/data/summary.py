@@ -51,7 +51,7 @@ class DataSummary(NamedTuple):
     findings: list[Finding]
 
 
-def summarize(dataset: Dataset, *, max_buckets: int = 3) -> DataSummary:
+def summarize(dataset: Dataset, *, max_buckets: int = 0) -> DataSummary:
     """Counts the data set and looks for what would spoil a result or a training.
 
     It looks for queries without a relevant document or without an order to learn; labels that do
@@ -61,7 +61,7 @@ def summarize(dataset: Dataset, *, max_buckets: int = 3) -> DataSummary:
 
     Args:
       dataset: its features unscaled, as they were read.
-      max_buckets: length buckets that the cost of padding is for.
+      max_buckets: length buckets that the cost of padding is for; 0 chooses them by the data.
     """
     findings = [finding for fold in dataset.folds for finding in _check_fold(fold, max_buckets)]
     merged = _merge([*findings, *_check_size(dataset)])
@@ -125,12 +125,13 @@ def _check_size(dataset: Dataset) -> Iterable[Finding]:
 def _check_padding(lengths: np.ndarray, max_buckets: int) -> Iterable[Finding]:
     share = _padding(lengths, max_buckets)
     if share > _MUCH_PADDING:
-        more = _padding(lengths, 2 * max_buckets)
+        count = len(plan_buckets(lengths, max_buckets))
+        more = _padding(lengths, 2 * count)
         yield Finding(
             "padding", "note", "",
-            f"in {counted(max_buckets, 'length bucket')} {percent(share)} of all places are "
+            f"in {counted(count, 'length bucket')} {percent(share)} of all places are "
             "padding, which is computed for nothing",
-            f"--max_buckets {2 * max_buckets} leaves {percent(more)}; each bucket is compiled once",
+            f"--max_buckets {2 * count} leaves {percent(more)}; each bucket is compiled once",
         )  # fmt: skip
 
 
