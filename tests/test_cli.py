@@ -73,7 +73,7 @@ def call(*arguments):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "expected a command first, one of run, search, test, report, data, export, losses;"),
+        ([], "expected a command first, one of run, search, test, report, data, export, explain, losses;"),
         (["runn"], "got 'runn'"),
         (["--budget", "3", "run"], "got '--budget'"),
         (["run", "search"], "unexpected argument 'search'"),

@@ -68,7 +68,7 @@ def test_many_labels_are_counted_together(folder, capsys):
         (["a", "b"], "unexpected argument 'b': autoloss takes one command, and"),
         (["a", "--data", "b"], "expected data once, got a and b"),
         (["tfds:"], "expected names of TensorFlow Datasets"),
-        (["--max_buckets=0"], "expected a whole number of at least 1"),
+        (["--max_buckets=-1"], "expected a whole number of at least 0"),
         (["--seed=1"], "Unknown command line flag 'seed'"),
     ],
 )

@@ -239,8 +239,7 @@ def _head_to_head(named: Sequence[NamedRun]) -> Section:
     conventions = dict.fromkeys(wording.empty_convention(e.run.effectiveness or {}) for e in known)
     note = (
         "Paired by query, by a randomisation test; p is not corrected for the number of runs. A "
-        "run that is chosen by this table is chosen by its test queries, and its figures flatter "
-        "it. "
+        "run that is chosen by this table is chosen by its test queries, which flatters it. "
     )
     return Section(
         title,

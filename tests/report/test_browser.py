@@ -67,6 +67,12 @@ for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     }
   }
 }
+for (const table of document.querySelectorAll("table.cards")) {
+  const frame = table.parentElement;
+  if (root.clientWidth < 640 && frame.scrollWidth > frame.clientWidth + near) {
+    problems.push(`cards that must be scrolled: ${table.textContent.slice(0, 40)}`);
+  }
+}
 for (const svg of document.querySelectorAll("svg[role=img]")) {
   const frame = svg.getBoundingClientRect();
   const name = svg.getAttribute("aria-label");
@@ -177,6 +183,14 @@ def test_a_planted_fault_is_found(browser, pages, style, problem):
         "document.head.append(s)", style,
     )  # fmt: skip
     assert problem in " ".join(browser.execute_script(CHECK))
+
+
+def test_cards_that_are_too_wide_are_found(browser, pages):
+    show(browser, pages["run"], "phone", "light")
+    browser.execute_script(
+        "document.querySelector('#comparison td.number').style.minWidth = '400px'"
+    )
+    assert "cards that must be scrolled" in " ".join(browser.execute_script(CHECK))
 
 
 def test_a_planted_error_is_in_the_console(browser, tmp_path):

@@ -262,6 +262,21 @@ def test_nothing_from_a_file_becomes_markup(tmp_path, example):
     assert "This version of the loss language cannot read the formula." in found.text
 
 
+def test_names_of_queries_and_losses_do_not_become_markup(full, example):
+    content = json.loads(json.dumps(example.effectiveness()).replace("found 1", "<b>one"))
+    content = json.loads(json.dumps(content).replace("lambdarank", "<b>best"))
+    arrays = example.per_query([row["name"].replace("<b>one", "found 1")
+                                for row in content["rows"]])  # fmt: skip
+    arrays["names"] = np.char.replace(arrays["names"], "found 1", "<b>one")
+    arrays["query_ids"] = np.char.add(arrays["query_ids"], "<b>")
+    (full / "effectiveness.json").write_text(json.dumps(content))
+    np.savez(full / "per_query.npz", **arrays)
+    found = page(full)
+    assert "<b>one ranks" in found.text
+    assert re.search(r"Fold1/\d+<b>", found.text)
+    assert "b" not in {tag for tag, _ in found.elements}
+
+
 def test_rows_without_values_are_shown_with_dashes(tmp_path, example):
     rows = [{"name": "a", "kind": "found", "test": {"ndcg@10": {"mean": None}}}, {"name": "b"}]
     folder = example.write_folder(tmp_path / "run", effectiveness={"rows": rows}, finalists=[])
