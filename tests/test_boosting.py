@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from autoloss_jax.execution.exact import compile_loss
-from autoloss_jax.export import boosting_functions, export_source
+from autoloss_jax.export import dual_numbers, export_source
 from autoloss_jax.export.boosting import BOOSTING_TARGETS
-from autoloss_jax.export.boosting_functions import Dual, document_scores, value_of
+from autoloss_jax.export.dual_numbers import Dual, document_scores, value_of
 from autoloss_jax.export.evaluation import query_derivatives
 from autoloss_jax.language.grammar import random_expressions
 from autoloss_jax.language.operators import OPERATORS
@@ -157,7 +157,7 @@ PAIRS = np.array([
 def test_functions_of_one_argument(name):
     operator = OPERATORS[name]
     s_i, _ = document_scores(POINTS[None])
-    got = getattr(boosting_functions, operator.value.__name__)(s_i)
+    got = getattr(dual_numbers, operator.value.__name__)(s_i)
     np.testing.assert_allclose(value_of(got).ravel(), operator.value(POINTS), rtol=1e-12)
     first = np.asarray(operator.partials(jnp.asarray(POINTS))[0])
     if not isinstance(got, Dual):
@@ -173,7 +173,7 @@ def test_functions_of_one_argument(name):
 def test_functions_of_two_arguments(name):
     """By the score of either document of a pair, the other one being given."""
     operator = OPERATORS[name]
-    function = getattr(boosting_functions, operator.value.__name__)
+    function = getattr(dual_numbers, operator.value.__name__)
     a, b = PAIRS.T
     for place in (0, 1):
         s_i, _ = document_scores(PAIRS[:, place][None])
@@ -189,7 +189,7 @@ def test_functions_of_two_arguments(name):
 
 def test_ties_share_a_choice():
     s_i, s_j = document_scores(np.array([[1.0, 1.0]]))
-    for choice in (boosting_functions.maximum(s_i, s_j), boosting_functions.minimum(s_i, s_j)):
+    for choice in (dual_numbers.maximum(s_i, s_j), dual_numbers.minimum(s_i, s_j)):
         np.testing.assert_array_equal(choice.first[:, 0, 0, 1], [0.5, 0.5])
         np.testing.assert_array_equal(choice.first[:, 0, 0, 0], [1.0, 1.0])  # one document
 

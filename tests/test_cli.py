@@ -10,10 +10,12 @@ import pytest
 
 from autoloss_jax.cli import commands, main, plans, progress
 from autoloss_jax.cli.flags import CommandFlags, effectiveness_config, flag_name, search_config
+from autoloss_jax.cli.help import SUMMARIES
 from autoloss_jax.data import load_letor
 from autoloss_jax.effectiveness import EffectivenessConfig
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import interpreter_in_use
+from autoloss_jax.explain import explain
 from autoloss_jax.files import read_json
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.proxy import ProxyConfig
@@ -73,7 +75,8 @@ def call(*arguments):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "expected a command first, one of run, search, test, report, data, export, explain, losses;"),
+        ([], "expected a command first, one of run, search, test, report, data, export, "
+             "explain, losses;"),
         (["runn"], "got 'runn'"),
         (["--budget", "3", "run"], "got '--budget'"),
         (["run", "search"], "unexpected argument 'search'"),
@@ -112,6 +115,11 @@ def call(*arguments):
         (["export", "--loss", "mse", "--from", "x"], "expected either --loss or --from"),
         (["export", "--loss", "mse", "--target", "c"], "expected one of jax, torch, numpy, latex"),
         (["export", "--loss", "foo"], "unknown loss 'foo'"),
+        (["explain"], "expected one loss: autoloss explain LOSS, or --loss, or --from"),
+        (["explain", "mse", "--loss", "mse"], "expected one loss: autoloss explain LOSS"),
+        (["explain", "mse", "softmax"], "unexpected argument 'softmax'"),
+        (["explain", "sum_i(s_i"], "formula, column 6"),
+        (["explain", "--from", "absent"], "absent is not a run folder"),
         (["losses", "--data", "x"], "Unknown command line flag 'data'"),
     ],
 )  # fmt: skip
@@ -333,11 +341,21 @@ def test_a_named_loss_counts_as_hand_designed_and_a_formula_as_found(data):
 def test_help_names_every_command_and_status(arguments, capsys):
     assert call(*arguments) == 0
     printed = capsys.readouterr().out
-    for word in ("run", "search", "test", "report", "export", "losses", "143", "autoloss run"):
+    for word in (
+        "run",
+        "search",
+        "test",
+        "report",
+        "export",
+        "explain",
+        "losses",
+        "143",
+        "autoloss run",
+    ):
         assert word in printed
 
 
-@pytest.mark.parametrize("command", ["run", "search", "test", "report", "export", "losses"])
+@pytest.mark.parametrize("command", SUMMARIES)
 def test_help_of_a_command_has_an_example_and_its_flags(command, capsys):
     assert call(command, "--help") == 0
     printed = capsys.readouterr().out
@@ -361,11 +379,19 @@ def test_losses_lists_every_loss_with_formula_and_source(capsys):
         ("numpy", "import numpy"),
         ("torch", "import torch"),
         ("latex", "\\sum"),
+        ("lightgbm", "def ranker_objective("),
+        ("xgboost", "def objective("),
     ],
 )
 def test_export_prints_source(target, word, capsys):
     assert call("export", "--loss", "ranknet", "--target", target) == 0
     assert word in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["ranknet"], ["--loss", str(LOSSES["ranknet"])]])
+def test_explain_prints_what_a_loss_does(arguments, capsys):
+    assert call("explain", *arguments) == 0
+    assert capsys.readouterr().out == f"{explain('ranknet')}\n"
 
 
 def test_progress_is_logged_at_most_every_ten_seconds(monkeypatch, capsys):
@@ -408,6 +434,8 @@ def test_a_run_and_what_can_be_done_with_its_folder(data, tmp_path, capsys):
         assert call("report", out) == 0  # reads, and so needs no lock
     assert call("export", "--from", out, "--target", "numpy") == 0
     assert best in capsys.readouterr().out
+    assert call("explain", "--from", out) == 0
+    assert capsys.readouterr().out == f"{explain(best)}\n"
     found = plan("test", "--from", out, "--data", data / "Fold1").losses.found
     assert best in found
     assert plan("test", "--from", out, "--data", data / "Fold1", "--fold", 1).tested == (0,)

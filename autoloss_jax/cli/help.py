@@ -7,9 +7,9 @@ SUMMARIES = {
     "search": "the search alone (Phase I)",
     "test": "the effectiveness test alone (Phase II)",
     "report": "write the page of a run again, or one that compares several runs",
-    "data": "look at a data set: counts, lists, labels, and what would spoil a result",
-    "export": "print a loss as source for JAX, PyTorch, numpy or gradient boosting, or as LaTeX",
-    "explain": "say what a loss does: its shape, how its gradient behaves, what it is like",
+    "data": "look at a data set: counts, lists, labels, what would spoil a result",
+    "export": "print a loss as source for jax, torch, numpy or boosting, or as LaTeX",
+    "explain": "say what a loss does: how its gradient behaves, what it is like",
     "losses": "list the hand-designed losses",
 }
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoloss_jax.execution.exact import AXES
-from autoloss_jax.export import boosting_functions as functions
-from autoloss_jax.export.boosting_functions import Dual, document_scores, value_of
+from autoloss_jax.export import dual_numbers as functions
+from autoloss_jax.export.dual_numbers import Dual, document_scores, value_of
 from autoloss_jax.language.expressions import LITERAL, Expression
 from autoloss_jax.language.operators import LARGE, OPERATORS, REDUCTIONS
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from autoloss_jax.execution import exact, queries
-from autoloss_jax.export import boosting_functions, prelude
+from autoloss_jax.export import boosting_functions, dual_numbers, prelude
 from autoloss_jax.export.torch_functions import TORCH_FUNCTIONS
 from autoloss_jax.language import operators
 
@@ -74,8 +74,11 @@ def sources(target: str) -> dict[str, str]:
     if target == "torch":
         return _definitions(TORCH_FUNCTIONS)
     if target == "boosting":
-        return sources("numpy") | _definitions(inspect.getsource(boosting_functions))
-    table: dict[str, str] = {}
+        table = dict(sources("numpy"))
+        for module in (dual_numbers, boosting_functions):
+            table |= _definitions(inspect.getsource(module))
+        return table
+    table = {}
     for module in (operators, queries, exact, prelude):
         table |= _definitions(inspect.getsource(module))
     if target == "jax":
