@@ -155,7 +155,8 @@ class CommandFlags:
                 self._text("data", None, f"{_DATA}, instead of FOLDER"),
                 *self._define_cache(),
                 self._number(
-                    "max_buckets", SearchConfig().proxy.max_buckets, _Number(int, 1),
+                    "max_buckets", SearchConfig().proxy.max_buckets,
+                    _Number(int, _LEAST.get("max_buckets", 1)),
                     "length buckets that the cost of padding is for",
                 ),
             )  # fmt: skip

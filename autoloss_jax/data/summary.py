@@ -125,12 +125,13 @@ def _check_size(dataset: Dataset) -> Iterable[Finding]:
 def _check_padding(lengths: np.ndarray, max_buckets: int) -> Iterable[Finding]:
     share = _padding(lengths, max_buckets)
     if share > _MUCH_PADDING:
-        more = _padding(lengths, 2 * max_buckets)
+        count = len(plan_buckets(lengths, max_buckets))
+        more = _padding(lengths, 2 * count)
         yield Finding(
             "padding", "note", "",
-            f"in {counted(max_buckets, 'length bucket')} {percent(share)} of all places are "
+            f"in {counted(count, 'length bucket')} {percent(share)} of all places are "
             "padding, which is computed for nothing",
-            f"--max_buckets {2 * max_buckets} leaves {percent(more)}; each bucket is compiled once",
+            f"--max_buckets {2 * count} leaves {percent(more)}; each bucket is compiled once",
         )  # fmt: skip
 
 
