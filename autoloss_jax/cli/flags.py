@@ -155,8 +155,9 @@ class CommandFlags:
                 self._text("data", None, f"{_DATA}, instead of FOLDER"),
                 *self._define_cache(),
                 self._number(
-                    "max_buckets", SearchConfig().proxy.max_buckets, _Number(int, 0),
-                    "length buckets that the cost of padding is for; 0 chooses them by the data",
+                    "max_buckets", SearchConfig().proxy.max_buckets,
+                    _Number(int, _LEAST.get("max_buckets", 1)),
+                    "length buckets that the cost of padding is for",
                 ),
             )  # fmt: skip
         elif command == "explain":
