@@ -105,6 +105,7 @@ def run_segment(
     loads: Sequence[Callable[[], Register]],
     leaves: Sequence[Register],
     work: tuple[Register, ...],
+    first: Array | int = 0,
 ) -> Register:
     """Executes one segment.
 
@@ -113,6 +114,7 @@ def run_segment(
       loads: the instructions of PAIR_LEAVES; none at the level of documents.
       leaves: the registers that lie ready, before the work registers.
       work: what the work registers hold at first, which says shape and number of tangents.
+      first: the number of the first register; those before it are other stages'.
 
     Returns:
       The register that the segment names as its result.
@@ -121,7 +123,7 @@ def run_segment(
     shape, zeros = work[0].value.shape, work[0].tangents
 
     def read(work: tuple[Register, ...], register: Array) -> Register:
-        return pick(register, (*leaves, *work))
+        return pick(register - first, (*leaves, *work))
 
     def apply(name: str, *args: Register) -> Register:
         value, tangent = linearize(name, [x.value for x in args])
@@ -148,7 +150,7 @@ def run_segment(
             code < _FIRST_UNARY, load, lambda: lax.cond(code < _FIRST_BINARY, unary, binary)
         )
         written = [(*work[:r], result, *work[r + 1 :]) for r in range(len(work))]
-        return pick(target - len(leaves), written)
+        return pick(target - first - len(leaves), written)
 
     length, result = level.header[stage, 0], level.header[stage, 1]
     return read(lax.fori_loop(0, length, step, work), result)

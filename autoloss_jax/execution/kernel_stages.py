@@ -33,7 +33,6 @@ from autoloss_jax.execution.programs import (
     DOCUMENT_LEAVES,
     DOCUMENT_REDUCTIONS,
     PAIR_LEAVES,
-    PAIR_WORK_REGISTERS,
     WORK_REGISTERS,
 )
 from autoloss_jax.execution.segments import finite
@@ -56,7 +55,7 @@ class Query(NamedTuple):
     places: Any  # i32: in the list, since here documents lie in another order
     size: Array  # f32[]: documents
     max_dcg: Array  # f32[]
-    used: Array  # i32[]: rows up to that of the last document
+    used: Array  # i32[]: rows with a document
     ranks: Array  # f32[rows, width]
     discounts: Array  # f32[rows, width]
 
@@ -148,8 +147,9 @@ def _computed(
 
         return loaded
 
-    work = work_registers((query.width,) * 2, PAIR_WORK_REGISTERS, tangents)
-    return run_segment(pair, stage, [load(name) for name in PAIR_LEAVES], (), work)
+    work = work_registers((query.width,) * 2, WORK_REGISTERS, tangents)
+    # A stage leaves the first registers to the stages before it, whose results are not needed here.
+    return run_segment(pair, stage, [load(name) for name in PAIR_LEAVES], (), work, first=stage)
 
 
 def _over_tiles(
