@@ -26,17 +26,19 @@ from autoloss_jax.execution.kernel_blocks import (
     pick,
     row_of,
     run_segment,
+    select,
     with_row,
     work_registers,
 )
 from autoloss_jax.execution.programs import (
+    DOCUMENT_CONDITIONS,
     DOCUMENT_LEAVES,
     DOCUMENT_REDUCTIONS,
+    PAIR_CONDITIONS,
     PAIR_LEAVES,
     WORK_REGISTERS,
 )
 from autoloss_jax.execution.segments import finite
-from autoloss_jax.execution.tiles import document_condition, pair_condition
 from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES
 from autoloss_jax.language.operators import LARGE
 
@@ -119,16 +121,12 @@ def _pair_leaf(query: Query, i: Array, j: Array, name: str) -> Array:
 
 def _selected(pair: Level, stage: Array, query: Query, i: Array, j: Array) -> Array:
     """f32[width, width]: 1 for the pairs of a tile that a stage selects."""
-    rule = [pair.header[stage, 3 + column] for column in range(4)]
-    fulfilled = pair_condition(
-        rule,
-        _along_i(query.labels[i]),
-        _along_j(query.labels[j]),
-        _along_i(query.places[i]),
-        _along_j(query.places[j]),
-    )
     known = _along_i(query.mask[i]) * _along_j(query.mask[j])
-    return jnp.where(fulfilled, known, 0.0)
+    leaves = {
+        "y_i": _along_i(query.labels[i]), "y_j": _along_j(query.labels[j]),
+        "i": _along_i(query.places[i]), "j": _along_j(query.places[j]),
+    }  # fmt: skip
+    return select(pair.header[stage, 3], PAIR_CONDITIONS, leaves, known)
 
 
 def _computed(
@@ -274,8 +272,8 @@ def _document_stages(
         value, tangents = run_segment(document, k, (), leaves, work)
         tangents = tuple(map(jnp.nan_to_num, tangents))
         code = document.header[k, 2]
-        selected = jnp.where(
-            document_condition(document.header[k, 3], query.labels[...]), query.mask[...], 0.0
+        selected = select(
+            document.header[k, 3], DOCUMENT_CONDITIONS, {"y_i": query.labels[...]}, query.mask[...]
         )
         # The query's stage, the last, has no reduction: what one gives is not used.
         is_mean_of_pairs = code >= _FIRST_MEAN_OF_PAIRS
