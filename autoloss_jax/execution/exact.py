@@ -21,7 +21,7 @@ from autoloss_jax.language.parsing import as_loss
 
 AXES = {"i": -2, "j": -1}
 
-_RELATIONS: dict[str, Callable[[Array, Array], Array]] = {
+RELATIONS: dict[str, Callable[[Array, Array], Array]] = {
     "gt": jnp.greater,
     "ge": jnp.greater_equal,
     "eq": jnp.equal,
@@ -29,6 +29,7 @@ _RELATIONS: dict[str, Callable[[Array, Array], Array]] = {
     "and": jnp.logical_and,
     "or": jnp.logical_or,
 }
+"""What conditions are made of."""
 
 
 class LossFn(Protocol):
@@ -163,7 +164,7 @@ class _Query:
             return self.leaves[node.op]
         if node.op in REDUCTIONS:
             return self._reduce(node)
-        function = _RELATIONS.get(node.op) or OPERATORS[node.op].value
+        function = RELATIONS.get(node.op) or OPERATORS[node.op].value
         return function(*(self.evaluate(arg) for arg in node.args))
 
     def _reduce(self, node: Expression) -> Array:

@@ -21,7 +21,6 @@ from autoloss_jax.execution import queries
 from autoloss_jax.execution.kernel_blocks import BLOCK_CODES, Level
 from autoloss_jax.execution.kernel_stages import Query, loss_and_gradient
 from autoloss_jax.execution.programs import Programs, Segments
-from autoloss_jax.execution.tiles import PAIR_CONDITION_RULES
 
 
 class _Inputs(NamedTuple):
@@ -50,11 +49,10 @@ def _kernel(inputs: _Inputs, loss_ref: Any, gradient_ref: Any) -> None:
     gradient_ref[...] = gradient
 
 
-def _level(segments: Segments, conditions: Array) -> Level:
-    """conditions i32[candidates, stages, ...]: what the kernel must know of each stage's."""
+def _level(segments: Segments) -> Level:
     code = segments.code.at[..., 0].set(jnp.asarray(BLOCK_CODES)[segments.code[..., 0]])
-    header = jnp.stack([segments.length, segments.result, segments.reduction], -1)
-    return Level(code, segments.constant, jnp.concatenate([header, conditions], -1))
+    header = (segments.length, segments.result, segments.reduction, segments.where)
+    return Level(code, segments.constant, jnp.stack(header, -1))
 
 
 def _inputs(
@@ -75,8 +73,8 @@ def _inputs(
         jnp.sum(pair.reduction > 0, -1), jnp.sum(document.reduction > 0, -1), programs.uses_ranks
     )  # fmt: skip
     return _Inputs(
-        pair=_level(pair, jnp.asarray(PAIR_CONDITION_RULES)[pair.where]),
-        document=_level(document, document.where[..., None]),
+        pair=_level(pair),
+        document=_level(document),
         counts=jnp.stack(counts, -1).astype(jnp.int32),
         scores=in_rows(jnp.where(mask, scores, 0.0)),
         labels=in_rows(labels),

@@ -1,11 +1,11 @@
-"""What a block of GPU threads runs, in the operations that Triton has: branches, rows, reductions.
+"""What a block of GPU threads runs, in operations that Triton has: from branches to reductions.
 
 Triton cannot index an array in registers by a number known at run time only. So work registers are
 separate arrays, which a branch per register reads and writes; and row `i` of f32[rows, width] is
 read and written by comparing all rows' numbers with `i`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from autoloss_jax.execution.exact import RELATIONS
 from autoloss_jax.execution.programs import CONSTANT, OPCODES, PAIR_LEAVES
 from autoloss_jax.execution.segments import linearize
+from autoloss_jax.language.expressions import LITERAL, Expression
+from autoloss_jax.language.grammar import parse_condition
 from autoloss_jax.language.operators import OPERATORS, TINY
 
 
@@ -91,7 +94,7 @@ class Level(NamedTuple):
 
     code: Any  # i32[stages, instructions, 4]: as in Segments, but for BLOCK_CODES
     constant: Any  # f32[stages, instructions]
-    header: Any  # i32[stages, ...]: length, result, reduction, condition
+    header: Any  # i32[stages, 4]: length, result, reduction, condition
 
 
 def work_registers(shape: tuple[int, ...], count: int, tangents: int) -> tuple[Register, ...]:
@@ -105,6 +108,7 @@ def run_segment(
     loads: Sequence[Callable[[], Register]],
     leaves: Sequence[Register],
     work: tuple[Register, ...],
+    first: Array | int = 0,
 ) -> Register:
     """Executes one segment.
 
@@ -113,6 +117,7 @@ def run_segment(
       loads: the instructions of PAIR_LEAVES; none at the level of documents.
       leaves: the registers that lie ready, before the work registers.
       work: what the work registers hold at first, which says shape and number of tangents.
+      first: the number of the first register; those before it are other stages'.
 
     Returns:
       The register that the segment names as its result.
@@ -121,7 +126,7 @@ def run_segment(
     shape, zeros = work[0].value.shape, work[0].tangents
 
     def read(work: tuple[Register, ...], register: Array) -> Register:
-        return pick(register, (*leaves, *work))
+        return pick(register - first, (*leaves, *work))
 
     def apply(name: str, *args: Register) -> Register:
         value, tangent = linearize(name, [x.value for x in args])
@@ -148,10 +153,34 @@ def run_segment(
             code < _FIRST_UNARY, load, lambda: lax.cond(code < _FIRST_BINARY, unary, binary)
         )
         written = [(*work[:r], result, *work[r + 1 :]) for r in range(len(work))]
-        return pick(target - len(leaves), written)
+        return pick(target - first - len(leaves), written)
 
     length, result = level.header[stage, 0], level.header[stage, 1]
     return read(lax.fori_loop(0, length, step, work), result)
+
+
+# -------------------------------------------------------------------------------------- conditions
+
+
+def select(
+    code: Array, conditions: Sequence[str | None], leaves: Mapping[str, Array], known: Array
+) -> Array:
+    """`known` where the condition `conditions[code]` holds, 0 elsewhere; None always holds.
+
+    leaves: what conditions compare, by name.
+    """
+
+    def holds(node: Expression) -> Any:
+        if node.op == LITERAL:
+            return node.value
+        if node.op in leaves:
+            return leaves[node.op]
+        return RELATIONS[node.op](*map(holds, node.args))
+
+    def chosen(text: str | None) -> Array:
+        return known if text is None else jnp.where(holds(parse_condition(text)), known, 0.0)
+
+    return choose(code, [partial(chosen, text) for text in conditions])
 
 
 # ------------------------------------------------------------- reductions that see one tile a time

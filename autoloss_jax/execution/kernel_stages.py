@@ -26,18 +26,19 @@ from autoloss_jax.execution.kernel_blocks import (
     pick,
     row_of,
     run_segment,
+    select,
     with_row,
     work_registers,
 )
 from autoloss_jax.execution.programs import (
+    DOCUMENT_CONDITIONS,
     DOCUMENT_LEAVES,
     DOCUMENT_REDUCTIONS,
+    PAIR_CONDITIONS,
     PAIR_LEAVES,
-    PAIR_WORK_REGISTERS,
     WORK_REGISTERS,
 )
 from autoloss_jax.execution.segments import finite
-from autoloss_jax.execution.tiles import document_condition, pair_condition
 from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES
 from autoloss_jax.language.operators import LARGE
 
@@ -56,7 +57,7 @@ class Query(NamedTuple):
     places: Any  # i32: in the list, since here documents lie in another order
     size: Array  # f32[]: documents
     max_dcg: Array  # f32[]
-    used: Array  # i32[]: rows up to that of the last document
+    used: Array  # i32[]: rows with a document
     ranks: Array  # f32[rows, width]
     discounts: Array  # f32[rows, width]
 
@@ -120,16 +121,12 @@ def _pair_leaf(query: Query, i: Array, j: Array, name: str) -> Array:
 
 def _selected(pair: Level, stage: Array, query: Query, i: Array, j: Array) -> Array:
     """f32[width, width]: 1 for the pairs of a tile that a stage selects."""
-    rule = [pair.header[stage, 3 + column] for column in range(4)]
-    fulfilled = pair_condition(
-        rule,
-        _along_i(query.labels[i]),
-        _along_j(query.labels[j]),
-        _along_i(query.places[i]),
-        _along_j(query.places[j]),
-    )
     known = _along_i(query.mask[i]) * _along_j(query.mask[j])
-    return jnp.where(fulfilled, known, 0.0)
+    leaves = {
+        "y_i": _along_i(query.labels[i]), "y_j": _along_j(query.labels[j]),
+        "i": _along_i(query.places[i]), "j": _along_j(query.places[j]),
+    }  # fmt: skip
+    return select(pair.header[stage, 3], PAIR_CONDITIONS, leaves, known)
 
 
 def _computed(
@@ -148,8 +145,9 @@ def _computed(
 
         return loaded
 
-    work = work_registers((query.width,) * 2, PAIR_WORK_REGISTERS, tangents)
-    return run_segment(pair, stage, [load(name) for name in PAIR_LEAVES], (), work)
+    work = work_registers((query.width,) * 2, WORK_REGISTERS, tangents)
+    # A stage leaves the first registers to the stages before it, whose results are not needed here.
+    return run_segment(pair, stage, [load(name) for name in PAIR_LEAVES], (), work, first=stage)
 
 
 def _over_tiles(
@@ -274,8 +272,8 @@ def _document_stages(
         value, tangents = run_segment(document, k, (), leaves, work)
         tangents = tuple(map(jnp.nan_to_num, tangents))
         code = document.header[k, 2]
-        selected = jnp.where(
-            document_condition(document.header[k, 3], query.labels[...]), query.mask[...], 0.0
+        selected = select(
+            document.header[k, 3], DOCUMENT_CONDITIONS, {"y_i": query.labels[...]}, query.mask[...]
         )
         # The query's stage, the last, has no reduction: what one gives is not used.
         is_mean_of_pairs = code >= _FIRST_MEAN_OF_PAIRS

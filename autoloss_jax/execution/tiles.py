@@ -1,11 +1,9 @@
 """Tiles of queries, and which of their documents and pairs fulfil a condition."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from autoloss_jax.execution import queries
 
@@ -20,55 +18,40 @@ class Tile(NamedTuple):
 
     def documents(self, condition: Array) -> Array:
         """f32[queries, list]: 1 for the documents that fulfil a condition, by its code."""
-        fulfilled = document_condition(condition, self.labels) & self.mask
-        return fulfilled.astype(self.labels.dtype)
+        fulfilled = [self.mask, self.mask & (self.labels > 0), self.mask & (self.labels == 0)]
+        return lax.select_n(condition, *fulfilled).astype(self.labels.dtype)
 
     def pairs(self, condition: Array) -> Array:
         """f32[queries, list, list]: 1 for the pairs that fulfil a condition, by its code.
 
         Computed where it is used, from what each condition says of y_i against y_j.
         """
-        rule = [jnp.asarray(column)[condition] for column in PAIR_CONDITION_RULES.T]
+        ahead, tied, behind, positions = (
+            jnp.asarray(column)[condition] for column in zip(*_PAIR_CONDITIONS, strict=True)
+        )
         i, j = self.labels[:, :, None], self.labels[:, None, :]
         position = jnp.arange(self.labels.shape[-1])
-        fulfilled = pair_condition(rule, i, j, position[:, None], position[None, :])
+        before, after = position[:, None], position[None, :]
+        apart = jnp.where(positions == _DISTINCT, before != after, after >= before)
+        tied = tied & ((positions == _ANY) | apart)
+        fulfilled = jnp.where(i > j, ahead, jnp.where(i < j, behind, tied))
         return (fulfilled & self.mask[:, :, None] & self.mask[:, None, :]).astype(i.dtype)
 
 
 # What the conditions of PAIR_CONDITIONS say: whether they hold where y_i > y_j, where y_i == y_j
 # and where y_i < y_j; and what a tie asks of the positions.
 _ANY, _DISTINCT, _NOT_BEFORE = range(3)
-PAIR_CONDITION_RULES = np.array(
-    (
-        (True, True, True, _ANY),
-        (True, True, True, _DISTINCT),
-        (True, False, False, _ANY),
-        (False, False, True, _ANY),
-        (True, True, False, _ANY),
-        (False, True, True, _ANY),
-        (True, False, True, _ANY),
-        (False, True, False, _ANY),
-        (True, True, False, _NOT_BEFORE),
-    ),
-    np.int32,
+_PAIR_CONDITIONS = (
+    (True, True, True, _ANY),
+    (True, True, True, _DISTINCT),
+    (True, False, False, _ANY),
+    (False, False, True, _ANY),
+    (True, True, False, _ANY),
+    (False, True, True, _ANY),
+    (True, False, True, _ANY),
+    (False, True, False, _ANY),
+    (True, True, False, _NOT_BEFORE),
 )
-
-
-def pair_condition(
-    rule: Sequence[Array], label_i: Array, label_j: Array, position_i: Array, position_j: Array
-) -> Array:
-    """Whether pairs fulfil a condition, given its row of PAIR_CONDITION_RULES."""
-    ahead, tied, behind, positions = rule
-    apart = jnp.where(positions == _DISTINCT, position_i != position_j, position_j >= position_i)
-    is_tied = (tied > 0) & ((positions == _ANY) | apart)
-    return jnp.where(
-        label_i > label_j, ahead > 0, jnp.where(label_i < label_j, behind > 0, is_tied)
-    )
-
-
-def document_condition(code: Array, labels: Array) -> Array:
-    """Whether documents fulfil a condition, by its place in DOCUMENT_CONDITIONS."""
-    return (code == 0) | ((code == 1) & (labels > 0)) | ((code == 2) & (labels == 0))
 
 
 def tile_of(labels: Array, mask: Array) -> Tile:

@@ -27,6 +27,8 @@ _CANDIDATES = flags.DEFINE_integer("candidates", 256, "Losses evaluated in one c
 _PROGRAMS = flags.DEFINE_integer("programs", 16, "Different ones among them, of each kind.")
 _QUERIES = flags.DEFINE_integer("queries", 64, "Queries a call.")
 _LIST_LENGTH = flags.DEFINE_integer("list_length", 40, "Documents a query.")
+_TILE_WIDTH = flags.DEFINE_integer("tile_width", None, "Another than the kernel's choice.")
+_WARPS = flags.DEFINE_integer("warps", None, "Another number than the kernel's choice.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 20, "Turns of the interleaved measurement.")
 _PEAK_TFLOPS = flags.DEFINE_float("peak_tflops", None, "float32 peak; by default by device name.")
 _PEAK_GBPS = flags.DEFINE_float("peak_gbps", None, "Memory bandwidth; by default by device name.")
@@ -90,6 +92,10 @@ def measure() -> dict:
     queries = _workload.Queries.random(_QUERIES.value, length)
     shape = (candidates, *queries.labels.shape)
     scores = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+    if _TILE_WIDTH.value:
+        kernel.tile_width = lambda length: _TILE_WIDTH.value
+    if _WARPS.value:
+        kernel.warps = lambda length: _WARPS.value
     kernel_fn = jax.jit(kernel.losses_and_gradients)
     xla_fn = jax.jit(interpreter.losses_and_gradients)
     operations_of = _Operations()
@@ -135,6 +141,7 @@ def measure() -> dict:
         })  # fmt: skip
     settings = {flag.name: flag.value for flag in
                 (_CANDIDATES, _PROGRAMS, _QUERIES, _LIST_LENGTH, _REPETITIONS)}  # fmt: skip
+    settings |= {"tile_width": kernel.tile_width(length), "warps": kernel.warps(length)}
     return {
         "machine": _timing.machine(),
         "interpreted": jax.default_backend() != "gpu",
