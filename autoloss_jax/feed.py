@@ -62,11 +62,14 @@ class Feed:
         """One query, for its shape."""
         return self.buckets.batch(0, slice(1))
 
-    def blocks(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[Batches, BatchPlan]]:
+    def blocks(
+        self, plans: Iterable[BatchPlan], *, shared: bool = False
+    ) -> Iterator[tuple[Batches, BatchPlan]]:
         """`(batches, plan)` on the devices, for each plan.
 
         Streamed, the next block is on its way when one is handed out. Ask for the next one only
         when the work on the last is done (`jax.block_until_ready`), else blocks pile up.
+        `shared`: all replicates of a plan have the same rows, so that a block is as much smaller.
         """
         if self.resident:
             for plan in plans:
@@ -75,7 +78,7 @@ class Feed:
         with ThreadPoolExecutor(1, "feed") as pool:
             ahead: Future[tuple[Batches, BatchPlan]] | None = None
             for plan in plans:
-                following = pool.submit(self._load, plan)
+                following = pool.submit(self._load, plan, shared)
                 if ahead is not None:
                     yield ahead.result()
                 ahead = following
@@ -91,7 +94,9 @@ class Feed:
         """
         pieces = plan.rows[0].shape[1]
         plans = [plan] if self.resident else [plan.part(k, k + 1) for k in range(pieces)]
-        values = [np.asarray(evaluate(states, active, *block)) for block in self.blocks(plans)]
+        shared = all((rows == rows[:1]).all() for rows in plan.rows)
+        blocks = self.blocks(plans, shared=shared)
+        values = [np.asarray(evaluate(states, active, *block)) for block in blocks]
         joined = np.concatenate(values, axis=-1)
         return np.where(np.isnan(joined).any(-1, keepdims=True), np.nan, joined)
 
@@ -115,13 +120,14 @@ class Feed:
             return whole if len(rows) == len(whole.mask) else ListBatch(*(x[rows] for x in whole))
         return replicate(self._mesh, self.buckets.batch(bucket, rows))
 
-    def _load(self, plan: BatchPlan) -> tuple[Batches, BatchPlan]:
+    def _load(self, plan: BatchPlan, shared: bool = False) -> tuple[Batches, BatchPlan]:
         """The rows that a plan names, each once, and the plan in their numbering."""
         batches, rows = [], []
         for bucket, given in enumerate(plan.rows):
             wanted, places = np.unique(given, return_inverse=True)
             # A fixed number of rows, for one compilation; further ones are never looked at.
-            count = min(given.size, len(self.buckets.members[bucket]))
+            most = given[0].size if shared else given.size
+            count = min(most, len(self.buckets.members[bucket]))
             wanted = np.append(wanted, np.repeat(wanted[:1], count - len(wanted)))
             batches.append(self.buckets.batch(bucket, wanted))
             rows.append(places.reshape(given.shape).astype(np.int32))

@@ -118,11 +118,23 @@ def test_a_block_holds_what_its_plan_names_and_no_more(buckets):
             )
 
 
+def test_replicates_of_the_same_rows_share_them(buckets):
+    streamed = Feed(buckets, candidates_mesh(), "streamed")
+    shapes = []
+
+    def evaluate(states, active, batches, plan):
+        shapes.append([batch.mask.shape for batch in batches])
+        return np.zeros((1, 3, sum(rows.shape[2] for rows in plan.rows)), np.float32)
+
+    streamed.evaluate(evaluate, None, None, all_rows(buckets, 3))
+    assert shapes == [[batch.mask.shape for batch in buckets.batches]]
+
+
 def test_the_next_block_is_made_while_one_is_used(buckets, monkeypatch):
     streamed = Feed(buckets, candidates_mesh(), "streamed")
     made, ready = [], threading.Event()
 
-    def load(plan):
+    def load(plan, shared):
         made.append(plan)
         if len(made) == 2:
             ready.set()
@@ -139,7 +151,7 @@ def test_the_next_block_is_made_while_one_is_used(buckets, monkeypatch):
 
 def test_a_failure_of_the_background_reaches_the_caller(buckets, monkeypatch):
     streamed = Feed(buckets, candidates_mesh(), "streamed")
-    monkeypatch.setattr(streamed, "_load", lambda plan: 1 / 0)
+    monkeypatch.setattr(streamed, "_load", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(streamed.blocks("ab"))
 
