@@ -32,7 +32,7 @@ from autoloss_jax.language.grammar import random_expressions
 from autoloss_jax.language.parsing import FormulaError, parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
-from autoloss_jax.metrics import average_precision, mrr, ndcg, ndcg_per_query
+from autoloss_jax.metrics import average_precision, err, mrr, ndcg, ndcg_per_query
 from autoloss_jax.proxy import ProxyConfig
 from autoloss_jax.report import write_report
 from autoloss_jax.search import SearchConfig, SearchResult, search
@@ -64,6 +64,7 @@ __all__ = [
     "dataset_from_arrays",
     "effectiveness_test",
     "encode",
+    "err",
     "explain",
     "export_source",
     "load_dataset",

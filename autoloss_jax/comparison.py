@@ -1,23 +1,33 @@
 """The comparison of tested losses: per-query figures to a table and an honest verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.expressions import Expression
-from autoloss_jax.statistics import bootstrap_intervals, effect_size, holm, randomisation_p_value
+from autoloss_jax.statistics import (
+    TIE_TOLERANCE,
+    bootstrap_interval,
+    bootstrap_intervals,
+    effect_sizes,
+    holm,
+    randomisation_p_value,
+    t_test_p_value,
+    win_tie_loss,
+)
 
 SIGNIFICANT = 0.05
+KINDS = ("found", "hand_designed", "reference")
 
 
 class Contender(NamedTuple):
-    """A loss under test."""
+    """A loss under test, or the reference, which is trained by other means."""
 
     name: str
-    expression: Expression
-    kind: str  # "found" or "hand_designed"
+    expression: Expression | None  # None for the reference
+    kind: str  # one of KINDS
 
 
 class Tested(NamedTuple):
@@ -25,14 +35,16 @@ class Tested(NamedTuple):
 
     learning_rate: float
     steps: list[int]  # when each seed's model was best
+    converged: bool  # whether patience ended all their trainings, and not the limit of steps
     validation: float  # mean of the metric over seeds and queries
-    test: dict[str, np.ndarray]  # by metric: f64[queries], mean over seeds
+    test: dict[str, np.ndarray]  # by metric: f64[queries], mean over seeds, NaN where undefined
+    scores: np.ndarray | None = None  # f32[seeds, documents], where they are to be kept
+    settings: Mapping[str, Any] | None = None  # of the reference, as validation chose them
 
 
 def compare(
     losses: Sequence[Contender],
     folds: Sequence[Sequence[Tested]],
-    defined: Sequence[dict[str, np.ndarray]],
     *,
     metric: str,
     empty: str,
@@ -43,58 +55,128 @@ def compare(
     Args:
       losses: at least one hand-designed.
       folds: by fold, what it showed of each loss.
-      defined: by fold and metric bool[queries]: where the metric is defined.
       metric: the one the losses are compared by.
-      empty: how the other queries count: "skip", "zero" or "one".
+      empty: how queries count on which a metric is undefined: "skip", "zero" or "one".
       seed: of resampling.
     """
     worked = [k for k in range(len(losses)) if all(fold[k].test for fold in folds)]
-    values = {
-        k: {name: np.concatenate([
-                _counted(fold[k].test[name], flags[name], empty)
-                for fold, flags in zip(folds, defined, strict=True)])
-            for name in folds[0][k].test}
-        for k in worked
-    }  # fmt: skip
+    figures = {k: _of_all_folds(folds, k) for k in worked}
     validation = {k: float(np.mean([fold[k].validation for fold in folds])) for k in worked}
-    hand = [k for k in worked if losses[k].kind == "hand_designed"]
-    if not hand:
+    kinds = {kind: [k for k in worked if losses[k].kind == kind] for kind in KINDS}
+    if not kinds["hand_designed"]:
         raise AutolossError("no hand-designed loss could be trained: every run turned non-finite")
-    # The hand-designed loss that validation queries choose is the one a user would have taken.
-    best_hand = max(hand, key=lambda k: validation[k])
+    # What validation queries choose is what a user would have taken.
+    best_hand = max(kinds["hand_designed"], key=lambda k: validation[k])
+    best_found = max(kinds["found"], key=lambda k: validation[k], default=None)
+    values = {
+        k: {name: _counted(of_metric, empty) for name, of_metric in figures[k].items()}
+        for k in worked
+    }
     rows = _rows([values[k] for k in worked], worked.index(best_hand), metric, seed)
     for k, row in zip(worked, rows, strict=True):
-        row |= {
-            "name": losses[k].name,
-            "formula": str(losses[k].expression),
-            "kind": losses[k].kind,
-            "learning_rate": [fold[k].learning_rate for fold in folds],
-            "steps": [fold[k].steps for fold in folds],
-            "validation": validation[k],
-        }
+        row |= _described(losses[k], [fold[k] for fold in folds]) | {"validation": validation[k]}
     best_name = losses[best_hand].name
-    found = [k for k in worked if losses[k].kind == "found"]
-    best_found = max(found, key=lambda k: validation[k]) if found else None
     _correct(rows, best_name)
     failed = [c for k, c in enumerate(losses) if k not in worked]
+    verdict = _verdict(rows, best_name, metric, any(c.kind == "found" for c in failed))
+    against = None
+    for k in kinds["reference"]:
+        own = max((x for x in worked if x != k), key=lambda x: validation[x])
+        difference = values[own][metric] - values[k][metric]
+        against = _against(losses[k].name, losses[own].name, difference, seed)
+        verdict += f" {_reference_sentence(against, metric)}"
+    undefined = np.isnan(figures[best_hand][metric])
     return {
         "rows": sorted(rows, key=lambda row: -row["test"][metric]["mean"]),
-        "verdict": _verdict(rows, best_name, metric, any(c.kind == "found" for c in failed)),
+        "verdict": verdict,
         "metric": metric,
         "best_hand_designed": best_name,
         "best_found": None if best_found is None else losses[best_found].name,
+        "against_reference": against,
         "empty": empty,
-        "queries": sum(len(flags[metric]) for flags in defined),
-        "empty_queries": sum(int((~flags[metric]).sum()) for flags in defined),
+        "queries": len(undefined),
+        "empty_queries": int(undefined.sum()),
+        "tie_tolerance": TIE_TOLERANCE,
         "failed": [c.name for c in failed],
     }
 
 
-def _counted(values: np.ndarray, defined: np.ndarray, empty: str) -> np.ndarray:
-    """The values that count under a convention for queries without a relevant document."""
+def per_query(
+    content: Mapping[str, Any],
+    losses: Sequence[Contender],
+    folds: Sequence[Sequence[Tested]],
+    query_ids: Sequence[str],
+) -> dict[str, np.ndarray]:
+    """The figures behind a comparison: what per_query.npz holds.
+
+    Args:
+      content: the comparison, as `compare` returned it for the same losses and folds.
+      query_ids: of the test queries of all folds, "<fold>/<query>".
+
+    Returns:
+      `names` of the losses in the order of the comparison's rows, `query_ids`, `values`
+      f64[losses, queries] of the metric they are compared by, the mean over seeds, NaN where the
+      metric is undefined, and `defined` bool[queries].
+    """
+    places = _places(content, losses)
+    values = np.stack([_of_all_folds(folds, k)[content["metric"]] for k in places])
+    return {
+        "names": np.array([losses[k].name for k in places]),
+        "query_ids": np.array(query_ids),
+        "values": values,
+        "defined": ~np.isnan(values[0]),
+    }
+
+
+def dumped_scores(
+    content: Mapping[str, Any],
+    losses: Sequence[Contender],
+    folds: Sequence[Sequence[Tested]],
+) -> dict[str, np.ndarray]:
+    """`names` as `per_query` has them, and `scores` f32[losses, seeds, documents] of all folds."""
+    places = _places(content, losses)
+    scores = [np.concatenate([_kept(fold[k]) for fold in folds], axis=1) for k in places]
+    return {"names": np.array([losses[k].name for k in places]), "scores": np.stack(scores)}
+
+
+def _kept(tested: Tested) -> np.ndarray:
+    assert tested.scores is not None
+    return tested.scores
+
+
+def _places(content: Mapping[str, Any], losses: Sequence[Contender]) -> list[int]:
+    """The places of the losses in the order of the comparison's rows."""
+    place = {loss.name: k for k, loss in enumerate(losses)}
+    return [place[row["name"]] for row in content["rows"]]
+
+
+def _of_all_folds(folds: Sequence[Sequence[Tested]], place: int) -> dict[str, np.ndarray]:
+    """A loss's figures f64[queries] by metric, one fold's queries after the other's."""
+    parts = [fold[place].test for fold in folds]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _counted(figures: np.ndarray, empty: str) -> np.ndarray:
+    """The values that count under a convention for queries on which the metric is undefined."""
+    defined = ~np.isnan(figures)
     if empty == "skip":
-        return values[defined]
-    return np.where(defined, values, 1.0 if empty == "one" else 0.0)
+        return figures[defined]
+    return np.where(defined, figures, 1.0 if empty == "one" else 0.0)
+
+
+def _described(loss: Contender, folds: Sequence[Tested]) -> dict[str, Any]:
+    """What a row says of a loss besides its figures."""
+    described: dict[str, Any] = {
+        "name": loss.name,
+        "formula": None if loss.expression is None else str(loss.expression),
+        "kind": loss.kind,
+        "learning_rate": [fold.learning_rate for fold in folds],
+        "steps": [fold.steps for fold in folds],
+        "converged": all(fold.converged for fold in folds),
+    }
+    if any(fold.settings for fold in folds):
+        described["settings"] = [fold.settings for fold in folds]
+    return described
 
 
 def _rows(
@@ -108,38 +190,48 @@ def _rows(
             row["test"][name] = interval._asdict()
     figures = np.stack([of_loss[metric] for of_loss in values])
     differences = figures - figures[best]
-    for k, interval in enumerate(bootstrap_intervals(differences, seed)):
+    intervals = bootstrap_intervals(differences, seed), effect_sizes(differences, seed)
+    for k, (interval, effect) in enumerate(zip(*intervals, strict=True)):
         rows[k] |= {
             "difference": interval._asdict(),
-            "effect_size": effect_size(differences[k]),
-            "p_value": 1.0 if k == best else randomisation_p_value(differences[k], seed),
+            "effect_size": effect.mean,
+            "effect_size_interval": {"ci_low": effect.ci_low, "ci_high": effect.ci_high},
+            "p_value": randomisation_p_value(differences[k], seed),
+            "t_p_value": t_test_p_value(differences[k]),
+            **win_tie_loss(differences[k])._asdict(),
         }
     return rows
 
 
 def _correct(rows: list[dict[str, Any]], best_hand: str) -> None:
-    """Corrects the p-values of either kind for their number, the best's with itself not counted."""
-    for kind in ("found", "hand_designed"):
+    """Corrects the p-values of each kind for their number, the best's with itself not counted."""
+    for kind in KINDS:
         group = [row for row in rows if row["kind"] == kind and row["name"] != best_hand]
-        corrected = holm(np.array([row["p_value"] for row in group]))
-        for row, p_value in zip(group, corrected, strict=True):
-            row["p_value_corrected"] = float(p_value)
+        for name in ("p_value", "t_p_value"):
+            corrected = holm(np.array([row[name] for row in group]))
+            for row, p_value in zip(group, corrected, strict=True):
+                row[f"{name}_corrected"] = float(p_value)
     for row in rows:
         row.setdefault("p_value_corrected", 1.0)
+        row.setdefault("t_p_value_corrected", 1.0)
 
 
 def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_failed: bool) -> str:
-    """One honest sentence on whether a found loss is better than the hand-designed ones."""
+    """One honest sentence on whether a found loss is better than the hand-designed ones.
+
+    It rests on the randomisation test, which assumes no distribution of the differences; the t-test
+    stands beside it in the rows.
+    """
     found = [row for row in rows if row["kind"] == "found"]
     against = f"{best_hand}, the hand-designed loss that validation chooses"
     if not found:
         outcome = "could be trained" if found_failed else "was tested"
         return f"No found loss {outcome}; of the hand-designed ones validation chooses {best_hand}."
     chosen = max(found, key=lambda row: row["validation"])
-    mean, low, high = (chosen["difference"][key] for key in ("mean", "ci_low", "ci_high"))
+    mean = chosen["difference"]["mean"]
     figures = (
-        f"test {metric.upper()} {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, "
-        f"p = {chosen['p_value']:.3g}, corrected {chosen['p_value_corrected']:.3g})"
+        f"{_figures(chosen['difference'], metric)}, randomisation test p = "
+        f"{chosen['p_value']:.3g}, corrected {chosen['p_value_corrected']:.3g})"
     )
     significant = chosen["p_value_corrected"] < SIGNIFICANT
     if significant and mean > 0:
@@ -149,4 +241,33 @@ def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_fail
     return (
         f"No found loss is shown to be better than {against}: the best found one differs by "
         f"{figures}, which is within what chance explains."
+    )
+
+
+def _figures(difference: Mapping[str, float], metric: str) -> str:
+    mean, low, high = (difference[key] for key in ("mean", "ci_low", "ci_high"))
+    return f"test {metric.upper()} {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f}"
+
+
+def _against(reference: str, loss: str, difference: np.ndarray, seed: int) -> dict[str, Any]:
+    """How a loss stands against the reference: one comparison, so there is nothing to correct."""
+    return {
+        "reference": reference,
+        "loss": loss,
+        "difference": bootstrap_interval(difference, seed)._asdict(),
+        "p_value": randomisation_p_value(difference, seed),
+        "t_p_value": t_test_p_value(difference),
+        **win_tie_loss(difference)._asdict(),
+    }
+
+
+def _reference_sentence(against: Mapping[str, Any], metric: str) -> str:
+    mean, p_value = against["difference"]["mean"], against["p_value"]
+    outcome = "is not shown to differ from"
+    if p_value < SIGNIFICANT:
+        outcome = "is better than" if mean > 0 else "is worse than"
+    return (
+        f"The loss that validation chooses of all, {against['loss']}, {outcome} "
+        f"{against['reference']}, the reference: {_figures(against['difference'], metric)}, "
+        f"p = {p_value:.3g})."
     )

@@ -6,116 +6,40 @@ are read once, at the end.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from autoloss_jax.comparison import Contender, Tested, compare
-from autoloss_jax.data import (
-    TRANSFORMS,
-    BatchPlan,
-    Dataset,
-    Fold,
-    all_rows,
-    bucket_queries,
-    draw_batches,
-    plan_buckets,
-    plan_labels,
-    scale_fold,
+from autoloss_jax.comparison import Contender, Tested, compare, dumped_scores, per_query
+from autoloss_jax.convergence import (
+    Converged,
+    EffectivenessConfig,
+    FoldData,
+    FoldShapes,
+    LossGroup,
+    group_losses,
 )
+from autoloss_jax.data import Dataset, Fold
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution.programs import encode
-from autoloss_jax.feed import Feed
-from autoloss_jax.files import read_json, write_json
+from autoloss_jax.evaluation import METRICS, EvaluationQueries
+from autoloss_jax.feed import Feed, check_placement
+from autoloss_jax.files import read_json, write_arrays, write_json
+from autoloss_jax.gbdt import train_lambdamart
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
-from autoloss_jax.metrics import average_precision_per_query, mrr_per_query, ndcg_per_query
 from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.runs import RunFolder
-from autoloss_jax.training import (
-    RankerTraining,
-    candidates_mesh,
-    evaluate_runs,
-    exact_score_gradient,
-    init_run,
-    padded_count,
-    program_score_gradient,
-    spread_runs,
-    train_runs,
-)
+from autoloss_jax.training import candidates_mesh
 
 EFFECTIVENESS_FILE = "effectiveness.json"
-TEST_METRICS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
-    **{f"ndcg@{k}": (lambda s, y, where, k=k: ndcg_per_query(s, y, where=where, k=k))
-       for k in (1, 3, 5, 10, 30)},
-    "mrr": lambda s, y, where: mrr_per_query(s, y, where=where),
-    "map": lambda s, y, where: average_precision_per_query(s, y, where=where),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EffectivenessConfig:
-    """Settings of an effectiveness test.
-
-    Attributes:
-      model: a name of MODELS.
-      features: how features are scaled, a name of TRANSFORMS.
-      seed: of everything random.
-      seeds: how many models of different initial weights and batches are trained.
-      learning_rates: of Adam, from which validation queries choose one for each loss.
-      queries_per_step: of each update.
-      block_steps: updates between two looks at the validation queries.
-      patience: how many looks without a better one end a training.
-      max_steps: updates after which it ends anyway.
-      metric_cutoff: the k of the NDCG@k that validates, and that the losses are compared by.
-      empty: how queries without a relevant document count: "skip", "zero" or "one".
-      max_buckets: the most length buckets; 0 chooses them by the data.
-    """
-
-    model: str = "mlp"
-    features: str = "standardize"
-    seed: int = 0
-    seeds: int = 3
-    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01)
-    queries_per_step: int = 32
-    block_steps: int = 20
-    patience: int = 8
-    max_steps: int = 600
-    metric_cutoff: int = 10
-    empty: str = "skip"
-    max_buckets: int = 0
-
-    def check(self) -> None:
-        """Raises AutolossError for a setting out of range, naming it."""
-        if self.empty not in ("skip", "zero", "one"):
-            raise AutolossError(f"empty is {self.empty!r}; expected one of skip, zero, one")
-        if f"ndcg@{self.metric_cutoff}" not in TEST_METRICS:
-            raise AutolossError(
-                f"metric_cutoff is {self.metric_cutoff}; expected 1, 3, 5, 10 or 30"
-            )
-        for name in ("seeds", "block_steps", "patience", "max_steps", "queries_per_step"):
-            if getattr(self, name) < 1:
-                raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.seed < 2**31:
-            raise AutolossError(f"seed is {self.seed}, expected 0 to 2**31 - 1")
-        if self.max_steps < self.block_steps:
-            raise AutolossError(
-                f"max_steps is {self.max_steps}, expected at least one block of {self.block_steps}"
-            )
-        if self.features not in TRANSFORMS:
-            raise AutolossError(
-                f"unknown features {self.features!r}; expected one of {', '.join(TRANSFORMS)}"
-            )
-        make_model(self.model)
-        if not self.learning_rates or not all(0 < r < np.inf for r in self.learning_rates):
-            raise AutolossError(
-                f"learning_rates is {self.learning_rates}, expected positive numbers"
-            )
+PER_QUERY_FILE = "per_query.npz"
+TEST_SCORES_FILE = "test_scores.npz"
+LAMBDAMART = Contender("lambdamart", None, "reference")
 
 
 def contenders(
@@ -201,180 +125,165 @@ def run_effectiveness(
 ) -> dict[str, Any]:
     """Phase II in an open run folder; `model` overrides the config's."""
     config.check()
-    path = None if folder is None else folder.path / EFFECTIVENESS_FILE
-    if path is not None and path.exists():
-        return read_json(path)
+    if folder is not None and (folder.path / EFFECTIVENESS_FILE).exists():
+        return read_json(folder.path / EFFECTIVENESS_FILE)
     if not any(c.kind == "hand_designed" for c in losses):
         raise AutolossError("expected at least one hand-designed loss to compare with")
-    ranker = model or make_model(config.model)
-    report = on_progress or (lambda text, share: None)
-    folds: list[list[Tested]] = []
-    defined: list[dict[str, np.ndarray]] = []
+    if config.dump_scores and folder is None:
+        raise AutolossError("dump_scores is True, expected a run folder (out) to write them to")
+    check_placement(placement)
+    _check_relevance(dataset)
+    max_label = _highest_label(dataset)
+    shapes = FoldShapes.of(dataset.folds, config.max_buckets)
+    mesh = candidates_mesh()
+    groups = group_losses(
+        [c.expression for c in losses if c.expression is not None],
+        model or make_model(config.model),
+        config,
+        mesh,
+    )
+    contenders = [*losses, LAMBDAMART] if config.lambdamart else list(losses)
+    folds = []
     for number, fold in enumerate(dataset.folds):
 
         def tell(share: float, number: int = number, name: str = fold.name) -> None:
-            report(f"fold {name}", (number + share) / len(dataset.folds))
+            if on_progress is not None:
+                on_progress(f"fold {name}", (number + share) / len(dataset.folds))
 
-        test = _FoldTest(scale_fold(fold, config.features), ranker, config, placement)
-        folds.append(test.run(losses, tell))
-        defined.append(test.defined())
+        data = FoldData(fold, shapes, config.features, mesh, placement)
+        folds.append(_test_fold(fold, data, max_label, groups, config, tell))
     result = compare(
-        losses,
+        contenders,
         folds,
-        defined,
         metric=f"ndcg@{config.metric_cutoff}",
         empty=config.empty,
         seed=config.seed,
     )
-    result |= {"folds": [fold.name for fold in dataset.folds], "seeds": config.seeds}
-    if path is not None:
-        write_json(path, result)
+    result |= {
+        "folds": [fold.name for fold in dataset.folds],
+        "seeds": config.seeds,
+        "err_max_label": max_label,
+    }
+    unfinished = [row["name"] for row in result["rows"] if not row["converged"]]
+    if unfinished:
+        logging.warning(
+            "max_steps %d ended trainings under %s before %d looks without a better one did: with "
+            "a higher one they may become better",
+            config.max_steps, ", ".join(unfinished), config.patience,
+        )  # fmt: skip
+    if folder is not None:
+        _write(folder, dataset, config, contenders, folds, result)
     return result
 
 
-class _FoldTest:
-    """Trains and evaluates all losses on one fold."""
+def _write(
+    folder: RunFolder,
+    dataset: Dataset,
+    config: EffectivenessConfig,
+    losses: Sequence[Contender],
+    folds: Sequence[Sequence[Tested]],
+    result: dict[str, Any],
+) -> None:
+    """The files of the test; the last one marks it as finished."""
+    tests = [fold.test for fold in dataset.folds]
+    names = [f"{fold.name}/{name}" for fold in dataset.folds for name in fold.test.query_ids]
+    write_arrays(folder.path / PER_QUERY_FILE, per_query(result, losses, folds, names))
+    if config.dump_scores:
+        lengths = np.concatenate([test.lengths for test in tests])
+        documents = {
+            "query_ids": np.array(names),
+            "offsets": np.append(0, np.cumsum(lengths)),
+            "labels": np.concatenate([test.labels for test in tests]),
+        }
+        scores = dumped_scores(result, losses, folds)
+        write_arrays(folder.path / TEST_SCORES_FILE, scores | documents)
+    write_json(folder.path / EFFECTIVENESS_FILE, result)
 
-    def __init__(
-        self, fold: Fold, model: nn.Module, config: EffectivenessConfig, placement: str = "auto"
-    ) -> None:
+
+def _check_relevance(dataset: Dataset) -> None:
+    for fold in dataset.folds:
         for role, queries in (("validation", fold.validation), ("test", fold.test)):
             if not queries.has_relevant().any():
                 raise AutolossError(
                     f"{fold.name}: no {role} query has a relevant document, expected at least one"
                 )
-        self.config = config
-        self.model = model
-        self.mesh = candidates_mesh()
-        train = bucket_queries(fold.train, max_buckets=config.max_buckets)
-        self.train = Feed(train, self.mesh, placement)
-        lengths = np.concatenate([fold.validation.lengths, fold.test.lengths])
-        bounds = plan_buckets(lengths, config.max_buckets)
-        self.validation = Feed(bucket_queries(fold.validation, bounds), self.mesh, placement)
-        self.test = Feed(bucket_queries(fold.test, bounds), self.mesh, placement)
-
-    def run(self, losses: Sequence[Contender], tell: Callable[[float], None]) -> list[Tested]:
-        """Losses that fit a batched program side by side, each other one by the exact path."""
-        fitting = [k for k, c in enumerate(losses) if _fits(c.expression)]
-        others = [k for k in range(len(losses)) if k not in fitting]
-        found: dict[int, Tested] = {}
-        groups = ([fitting] if fitting else []) + [[k] for k in others]
-        for done, group in enumerate(groups):
-
-            def part(share: float, done: int = done) -> None:
-                tell((done + share) / len(groups))
-
-            expressions = [losses[k].expression for k in group]
-            found |= dict(
-                zip(group, self._converge(expressions, group == fitting, part), strict=True)
-            )
-        return [found[k] for k in range(len(losses))]
-
-    def _converge(
-        self, losses: Sequence[Expression], batched: bool, tell: Callable[[float], None]
-    ) -> list[Tested]:
-        """Trains losses x learning rates x seeds until none gets better on validation."""
-        config, rates = self.config, self.config.learning_rates
-        gradient = program_score_gradient if batched else exact_score_gradient(losses[0])
-        training = RankerTraining(self.model, gradient, config.metric_cutoff)
-        train, evaluate = train_runs(training, self.mesh), evaluate_runs(training, self.mesh)
-        count = len(losses) * len(rates)
-        runs = padded_count(count, self.mesh)
-        padded = np.minimum(np.arange(runs), count - 1)
-        programs = encode([losses[k] for k in padded // len(rates)]) if batched else None
-        each_rate = jnp.asarray(np.array(rates, np.float32)[padded % len(rates)])
-        start = init_run(training, config.seed, config.seeds, self.train.example)
-        states = spread_runs(self.mesh, start, np.zeros(runs, int))
-        best, best_value = (
-            jax.tree.map(jnp.copy, states.params),
-            np.full((config.seeds, runs), -np.inf),
-        )
-        best_step = np.zeros((config.seeds, runs), int)
-        every = all_rows(self.validation.buckets, config.seeds)
-        _, counted = plan_labels(self.validation.buckets, every)
-        for step in range(config.block_steps, config.max_steps + 1, config.block_steps):
-            going = step - best_step.max(0) <= config.patience * config.block_steps
-            going &= np.arange(runs) < count
-            if not going.any():
-                break
-            active = jnp.asarray(going)
-            for block in self.train.blocks([self._plan(step)]):
-                states = jax.block_until_ready(train(states, programs, each_rate, active, *block))
-            values = self.validation.evaluate(evaluate, states, active, every)
-            means = np.array([values[:, s][:, counted[s]].mean(1)
-                              for s in range(config.seeds)], np.float64)  # fmt: skip
-            better = (np.nan_to_num(means, nan=-np.inf) > best_value) & going
-            best_value = np.where(better, means, best_value)
-            best_step = np.where(better, step, best_step)
-            best = _choose(better, states.params, best)
-            tell(step / config.max_steps)
-        return [
-            self._test(best, best_value, best_step, range(k * len(rates), (k + 1) * len(rates)))
-            for k in range(len(losses))
-        ]
-
-    def _plan(self, step: int) -> BatchPlan:
-        """The batches of one block, different for every seed."""
-        config = self.config
-        plans = [
-            draw_batches(
-                (config.seed + 1) * 7919 + step * 101 + s, self.train.buckets, None, 1,
-                config.block_steps, config.queries_per_step,
-            )
-            for s in range(config.seeds)
-        ]  # fmt: skip
-        return jax.tree.map(lambda *x: np.concatenate(x), *plans)
-
-    def _test(
-        self, params: Any, values: np.ndarray, steps: np.ndarray, runs: Sequence[int]
-    ) -> Tested:
-        """Chooses the learning rate on validation, and reads the test queries."""
-        chosen = max(runs, key=lambda run: values[:, run].mean())
-        if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
-            return Tested(float("nan"), [], float("-inf"), {})
-        seeds = []
-        for s in range(self.config.seeds):
-            one = jax.tree.map(lambda x, s=s: x[s, chosen], params)
-            seeds.append(_measure(self.model, one, self.test))
-        test = {name: np.mean([seed[name] for seed in seeds], axis=0) for name in TEST_METRICS}
-        rate = self.config.learning_rates[runs.index(chosen)]
-        return Tested(rate, steps[:, chosen].tolist(), float(values[:, chosen].mean()), test)
-
-    def defined(self) -> dict[str, np.ndarray]:
-        """bool[queries] by metric: where it is defined, on the test queries."""
-        flags: dict[str, list[np.ndarray]] = {name: [] for name in TEST_METRICS}
-        for batch, count in self.test.lists():
-            for name, metric in TEST_METRICS.items():
-                defined = metric(batch.labels, batch.labels, batch.mask)[1]
-                flags[name].append(np.asarray(defined)[:count])
-        return {name: np.concatenate(parts) for name, parts in flags.items()}
 
 
-def _fits(expression: Expression) -> bool:
-    try:
-        encode([expression])
-    except AutolossError:
-        return False
-    return True
+def _highest_label(dataset: Dataset) -> float:
+    """The top of the grades, which expected reciprocal rank is relative to."""
+    parts = (part for f in dataset.folds for part in (f.train, f.validation, f.test))
+    return max(float(part.labels.max()) for part in parts)
 
 
-@jax.jit
-def _choose(better: jax.Array, new: Any, old: Any) -> Any:
-    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 2)), new, old)
+def _test_fold(
+    fold: Fold,
+    data: FoldData,
+    max_label: float,
+    groups: Sequence[LossGroup],
+    config: EffectivenessConfig,
+    tell: Callable[[float], None],
+) -> list[Tested]:
+    """Trains every group on the fold, then reads its test queries; the reference comes last."""
+    test = EvaluationQueries(data.test.buckets, max_label)
+    parts = len(groups) + config.lambdamart
+    found: dict[int, Tested] = {}
+    for done, group in enumerate(groups):
 
-    return jax.tree.map(pick, new, old)
+        def of_group(share: float, done: int = done) -> None:
+            tell((done + share) / parts)
+
+        converged = group.converge(data, of_group)
+        for place, one in zip(group.places, converged, strict=True):
+            found[place] = _read_test(group.model, one, data.test, test, config)
+    tested = [found[place] for place in range(len(found))]
+    if config.lambdamart:
+        validation = EvaluationQueries(data.validation.buckets, max_label)
+        tested.append(_test_lambdamart(fold, validation, test, config))
+        tell(1.0)
+    return tested
 
 
-def _measure(model: nn.Module, params: Any, queries: Feed) -> dict[str, np.ndarray]:
-    """f64[queries] by metric."""
-    values: dict[str, list[np.ndarray]] = {name: [] for name in TEST_METRICS}
-    for batch, count in queries.lists():
-        scores = _scores(model, params, batch.features, batch.mask)
-        for name, metric in TEST_METRICS.items():
-            found = np.asarray(metric(scores, batch.labels, batch.mask)[0], np.float64)
-            values[name].append(found[:count])
-    return {name: np.concatenate(parts) for name, parts in values.items()}
+def _read_test(
+    model: nn.Module,
+    converged: Converged,
+    feed: Feed,
+    test: EvaluationQueries,
+    config: EffectivenessConfig,
+) -> Tested:
+    rate, steps, enough, validation, params = converged
+    tested = Tested(rate, steps, enough, validation, test={})
+    if params is None:
+        return tested
+    scores = []
+    for s in range(config.seeds):
+        one = jax.tree.map(lambda x, s=s: x[s], params)
+        padded = (_scores(model, one, batch.features, batch.mask) for batch, _ in feed.lists())
+        scores.append(test.flatten(padded))
+    return _measured(tested, np.stack(scores), test, config)
+
+
+def _test_lambdamart(
+    fold: Fold, validation: EvaluationQueries, test: EvaluationQueries, config: EffectivenessConfig
+) -> Tested:
+    reference = train_lambdamart(
+        fold, validation, metric=f"ndcg@{config.metric_cutoff}", seed=config.seed,
+        seeds=config.seeds,
+    )  # fmt: skip
+    settings = reference.settings
+    tested = Tested(
+        settings["learning_rate"], reference.trees, reference.converged, reference.validation,
+        test={}, settings=settings,
+    )  # fmt: skip
+    return _measured(tested, reference.scores, test, config)
+
+
+def _measured(
+    tested: Tested, scores: np.ndarray, test: EvaluationQueries, config: EffectivenessConfig
+) -> Tested:
+    """With the figures of scores f32[seeds, documents], and the scores themselves if wanted."""
+    seeds = [test.measure(of_seed) for of_seed in scores]
+    figures = {name: np.mean([seed[name] for seed in seeds], axis=0) for name in METRICS}
+    return tested._replace(test=figures, scores=scores if config.dump_scores else None)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from autoloss_jax.data import PIECE_DOCUMENTS, BatchPlan, Buckets, ListBatch
+from autoloss_jax.data import BatchPlan, Buckets, ListBatch
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.training import RunState, replicate
 
@@ -101,18 +101,9 @@ class Feed:
         return np.where(np.isnan(joined).any(-1, keepdims=True), np.nan, joined)
 
     def lists(self, most: int | None = None) -> Iterator[tuple[ListBatch, int]]:
-        """All queries, bucket by bucket, in batches of bounded size, and how many of each are real.
-
-        The batches of a bucket have one shape. `most` limits the queries, to about as many of each
-        bucket as is its share.
-        """
-        share = 1.0 if most is None else min(1.0, most / self.buckets.num_queries)
-        for bucket, size in enumerate(self.buckets.sizes):
-            count = int(np.ceil(share * len(self.buckets.members[bucket])))
-            slots = min(count, max(1, PIECE_DOCUMENTS // size))
-            for start in range(0, count, slots):
-                rows = np.minimum(np.arange(start, start + slots), count - 1)
-                yield self._rows(bucket, rows), min(slots, count - start)
+        """The batches of `Buckets.pieces`, and how many rows of each are queries."""
+        for bucket, rows, count in self.buckets.pieces(most):
+            yield self._rows(bucket, rows), count
 
     def _rows(self, bucket: int, rows: np.ndarray) -> ListBatch:
         if self.resident:
@@ -127,7 +118,7 @@ class Feed:
             wanted, places = np.unique(given, return_inverse=True)
             # A fixed number of rows, for one compilation; further ones are never looked at.
             most = given[0].size if shared else given.size
-            count = min(most, len(self.buckets.members[bucket]))
+            count = min(most, self.buckets.rows[bucket])
             wanted = np.append(wanted, np.repeat(wanted[:1], count - len(wanted)))
             batches.append(self.buckets.batch(bucket, wanted))
             rows.append(places.reshape(given.shape).astype(np.int32))

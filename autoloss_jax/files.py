@@ -5,13 +5,15 @@ is the exception, since it grows line by line: there the last line may be torn, 
 """
 
 import dataclasses
+import io
 import json
 import math
 import os
 import secrets
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -95,6 +97,33 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise AutolossError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise AutolossError(f"{path} is damaged: expected JSON, but {error}") from error
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays of numbers, booleans or text as an `.npz` file, atomically.
+
+    Raises TypeError for an array of objects: such a file could not be read without pickle.
+    """
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"array {name} holds objects, expected numbers, booleans or text")
+    content = io.BytesIO()
+    np.savez(
+        content, **cast(Any, arrays)
+    )  # the same arrays give the same bytes: no time is recorded
+    write_atomic(path, content.getvalue())
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file. Raises AutolossError, naming it, if missing or damaged."""
+    try:
+        # Opened here, because numpy leaves a damaged file open.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError as error:
+        raise AutolossError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        raise AutolossError(f"{path} is damaged: expected arrays, but {error}") from error
 
 
 class _Ledger(NamedTuple):

@@ -1,12 +1,24 @@
 """Statistics of per-query comparisons: intervals, paired tests, corrections."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 10_000
 _TOGETHER = 100
 CONFIDENCE = 0.95
+TIE_TOLERANCE = 1e-6
+"""Two rankers tie on a query when their figures differ by no more, which 32-bit rounding does."""
+
+
+class WinTieLoss(NamedTuple):
+    """On how many queries a ranker is better than, as good as, and worse than another."""
+
+    wins: int
+    ties: int
+    losses: int
 
 
 class Interval(NamedTuple):
@@ -24,18 +36,24 @@ def bootstrap_intervals(values: np.ndarray, seed: int = 0) -> list[Interval]:
       values: f64[rows, queries], at least one query. All rows share their resamples.
       seed: of the resampling.
     """
+    means = np.concatenate([counts @ values.T for counts in _resamples(values.shape[1], seed)])
+    return _intervals(values.mean(1), means / values.shape[1])
+
+
+def _resamples(size: int, seed: int) -> Iterator[np.ndarray]:
+    """RESAMPLES draws of `size` queries, as how often each one was drawn: i64[some, size]."""
     generator = np.random.default_rng([seed, 2])
-    size = values.shape[1]
-    means = np.empty((RESAMPLES, len(values)))
-    for start in range(0, RESAMPLES, _TOGETHER):  # in parts, to bound the memory
-        # A resample is how often each query was drawn.
+    for _ in range(0, RESAMPLES, _TOGETHER):  # in parts, to bound the memory
         drawn = generator.integers(0, size, (_TOGETHER, size))
         drawn += size * np.arange(_TOGETHER)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=_TOGETHER * size).reshape(_TOGETHER, size)
-        means[start : start + _TOGETHER] = counts @ values.T / size
+        yield np.bincount(drawn.ravel(), minlength=_TOGETHER * size).reshape(_TOGETHER, size)
+
+
+def _intervals(observed: np.ndarray, resampled: np.ndarray) -> list[Interval]:
+    """Of statistics f64[rows] and of their resamples f64[RESAMPLES, rows]."""
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    return [Interval(*map(float, row)) for row in zip(values.mean(1), low, high, strict=True)]
+    low, high = np.percentile(resampled, [tail, 100 - tail], axis=0)
+    return [Interval(*map(float, row)) for row in zip(observed, low, high, strict=True)]
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> Interval:
@@ -67,6 +85,22 @@ def randomisation_p_value(differences: np.ndarray, seed: int = 0) -> float:
     return (reached + 1) / (RESAMPLES + 1)
 
 
+def t_test_p_value(differences: np.ndarray) -> float:
+    """Two-sided paired t-test (Student, 1908) of differences f64[queries] of two rankers.
+
+    1 where it is undefined: for a single query, and for differences without any spread.
+    """
+    if len(differences) < 2 or differences.min() == differences.max():
+        return 1.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def win_tie_loss(differences: np.ndarray) -> WinTieLoss:
+    """Counts differences f64[queries] above, within and below TIE_TOLERANCE."""
+    wins, losses = (int(np.sum(d > TIE_TOLERANCE)) for d in (differences, -differences))
+    return WinTieLoss(wins, len(differences) - wins - losses, losses)
+
+
 def holm(p_values: np.ndarray) -> np.ndarray:
     """P-values corrected for their number by Holm's step-down method (1979)."""
     order = np.argsort(p_values)
@@ -78,8 +112,26 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def effect_size(differences: np.ndarray) -> float:
-    """Cohen's d of paired differences: mean over standard deviation; 0 without any spread."""
-    if differences.min() == differences.max():  # then the deviation is 0 up to rounding
-        return 0.0
-    return float(differences.mean() / differences.std(ddof=1))
+def effect_sizes(differences: np.ndarray, seed: int = 0) -> list[Interval]:
+    """Cohen's d of paired differences f64[rows, queries], with 95 % percentile bootstrap intervals.
+
+    The mean over the standard deviation; 0 where nothing spreads, and for a single query.
+    """
+    size = differences.shape[1]
+    constant = differences.min(1) == differences.max(1)
+    resampled = []
+    for counts in _resamples(size, seed):
+        mean, square = (counts @ power.T / size for power in (differences, differences**2))
+        resampled.append(_standardised(mean, square, size, constant))
+    observed = _standardised(differences.mean(1), (differences**2).mean(1), size, constant)
+    return _intervals(observed, np.concatenate(resampled))
+
+
+def _standardised(
+    mean: np.ndarray, square: np.ndarray, size: int, constant: np.ndarray
+) -> np.ndarray:
+    """Mean over standard deviation, from the means of values and of their squares."""
+    variance = square - mean**2
+    spreads = ~constant & (variance > 1e-12 * square)
+    deviation = np.sqrt(np.where(spreads, variance, 1.0) * size / max(size - 1, 1))
+    return np.where(spreads, mean / deviation, 0.0)

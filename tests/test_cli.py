@@ -194,6 +194,15 @@ def test_tensorboard_without_its_library_is_refused(data, tmp_path, monkeypatch,
     assert not out.exists()
 
 
+def test_lambdamart_without_its_library_is_refused(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    out = tmp_path / "out"
+    assert call("test", "--data", data, *SMALL, "--out", out, "--lambdamart") == 2
+    said = capsys.readouterr().err
+    assert "--lambdamart needs LightGBM" in said and "pip install 'autoloss_jax[gbdt]'" in said
+    assert not out.exists()
+
+
 # --- stopping ---
 
 
@@ -276,6 +285,9 @@ def test_flags_reach_the_configurations():
     search, test = search_config(values), effectiveness_config(values)
     assert (search.seed, search.proxy.rungs) == (7, (1, 2, 4))
     assert (test.seed, test.patience, test.empty) == (7, 3, "one")
+    assert not (test.lambdamart or test.dump_scores)
+    given = effectiveness_config(parsed("test", "--dump_scores", "--lambdamart"))
+    assert given.lambdamart and given.dump_scores
 
 
 def plan(command, *arguments):

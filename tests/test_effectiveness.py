@@ -2,25 +2,29 @@
 
 import dataclasses
 import functools
+import itertools
 import json
+import sys
 
-import jax
 import numpy as np
 import pytest
 
-from autoloss_jax import effectiveness
+from autoloss_jax import convergence, effectiveness, evaluation, gbdt
 from autoloss_jax.comparison import Contender, compare
 from autoloss_jax.comparison import Tested as Shown  # a name in Test is collected as a test
 from autoloss_jax.data import Dataset, Fold, Queries, make_dataset, synthetic
 from autoloss_jax.effectiveness import (
     EFFECTIVENESS_FILE,
-    TEST_METRICS,
+    PER_QUERY_FILE,
+    TEST_SCORES_FILE,
     EffectivenessConfig,
     clean_folds,
     contenders,
     effectiveness_test,
 )
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.evaluation import METRICS
+from autoloss_jax.files import read_arrays
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 
@@ -38,7 +42,7 @@ def compile_once():
     """All tests of this file train the same shapes, so they share one compiled program."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train_runs", "evaluate_runs"):
-            patch.setattr(effectiveness, name, functools.cache(getattr(effectiveness, name)))
+            patch.setattr(convergence, name, functools.cache(getattr(convergence, name)))
         yield
 
 
@@ -53,26 +57,16 @@ def found():
 
 
 @pytest.fixture(scope="module")
-def measured():
-    """What every model that was read on test queries scored, in the order they were read."""
-    return []
+def run_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
 
 
 @pytest.fixture(scope="module")
-def result(data, found, measured, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    original = effectiveness._measure
-
-    def spy(model, params, queries):
-        batches = [batch for batch, _ in queries.lists()]
-        scores = [np.asarray(model.apply(params, b.features, b.mask)) for b in batches]
-        measured.append((scores, batches))
-        return original(model, params, queries)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(effectiveness, "_measure", spy)
-        content = effectiveness_test(data, found, CONFIG, hand_designed=HAND, out=str(folder))
-    assert json.loads((folder / EFFECTIVENESS_FILE).read_text()) == json.loads(json.dumps(content))
+def result(data, found, run_folder):
+    config = dataclasses.replace(CONFIG, dump_scores=True)
+    content = effectiveness_test(data, found, config, hand_designed=HAND, out=str(run_folder))
+    stored = (run_folder / EFFECTIVENESS_FILE).read_text()
+    assert json.loads(stored) == json.loads(json.dumps(content))
     return content
 
 
@@ -87,12 +81,17 @@ def test_rows_say_what_the_design_says(result, found):
     assert {row["name"] for row in result["rows"]} == {"found 1", *HAND}
     for row in result["rows"]:
         assert row["kind"] == ("found" if row["name"] == "found 1" else "hand_designed")
-        assert set(row["test"]) == set(TEST_METRICS) == {
-            "ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@30", "mrr", "map"}  # fmt: skip
+        assert set(row["test"]) == set(METRICS) == {
+            "ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@30", "mrr", "map", "err"}  # fmt: skip
         for interval in (*row["test"].values(), row["difference"]):
             assert set(interval) == {"mean", "ci_low", "ci_high"}
             assert interval["ci_low"] <= interval["mean"] <= interval["ci_high"]
-        assert 0 < row["p_value"] <= row["p_value_corrected"] <= 1
+        for test in ("p_value", "t_p_value"):
+            assert 0 < row[test] <= row[f"{test}_corrected"] <= 1
+        effect = row["effect_size_interval"]
+        assert effect["ci_low"] <= row["effect_size"] <= effect["ci_high"]
+        queries = result["queries"] - result["empty_queries"]
+        assert row["wins"] + row["ties"] + row["losses"] == queries
         assert set(row["learning_rate"]) <= set(CONFIG.learning_rates)
         assert all(step in (3, 6, 9, 12) for steps in row["steps"] for step in steps)
         assert [len(steps) for steps in row["steps"]] == [CONFIG.seeds]
@@ -102,6 +101,20 @@ def test_rows_say_what_the_design_says(result, found):
     assert result["folds"] == ["Fold1"]
     assert result["best_found"] == "found 1"
     assert (result["seeds"], result["empty"], result["metric"]) == (2, "skip", "ndcg@10")
+
+
+def test_the_figures_of_every_query_are_kept(data, result, run_folder):
+    arrays = read_arrays(run_folder / PER_QUERY_FILE)
+    assert list(arrays) == ["names", "query_ids", "values", "defined"]
+    assert arrays["names"].tolist() == [row["name"] for row in result["rows"]]
+    test = data.folds[0].test
+    assert arrays["query_ids"].tolist() == [f"Fold1/{name}" for name in test.query_ids]
+    np.testing.assert_array_equal(arrays["defined"], test.has_relevant())  # in the file's order
+    np.testing.assert_array_equal(
+        np.isnan(arrays["values"]), np.tile(~test.has_relevant(), (len(result["rows"]), 1))
+    )
+    for row, values in zip(result["rows"], arrays["values"], strict=True):
+        assert np.nanmean(values) == pytest.approx(row["test"]["ndcg@10"]["mean"], abs=1e-12)
 
 
 def test_the_best_hand_designed_loss_is_chosen_on_validation(result):
@@ -116,25 +129,75 @@ def test_the_best_hand_designed_loss_is_chosen_on_validation(result):
         assert row["difference"]["mean"] == pytest.approx(difference, abs=1e-9)
 
 
-def test_figures_agree_with_scikit_learn(data, result, measured):
+def test_scores_are_those_of_the_test_documents(data, result, run_folder):
+    test = data.folds[0].test
+    dumped = read_arrays(run_folder / TEST_SCORES_FILE)
+    assert list(dumped) == ["names", "scores", "query_ids", "offsets", "labels"]
+    assert dumped["names"].tolist() == [row["name"] for row in result["rows"]]
+    assert dumped["scores"].shape == (3, CONFIG.seeds, test.num_documents)
+    assert dumped["scores"].dtype == np.float32
+    assert dumped["query_ids"].tolist() == [f"Fold1/{name}" for name in test.query_ids]
+    np.testing.assert_array_equal(dumped["offsets"], test.offsets)
+    np.testing.assert_array_equal(dumped["labels"], test.labels)
+
+
+def independent_ndcg(scores, labels, k):
+    """scikit-learn's, which also takes the mean over the orders of tied documents."""
     ndcg_score = pytest.importorskip("sklearn.metrics").ndcg_score
-    assert len(measured) == 3 * CONFIG.seeds  # the test queries are read once for each model
-    names = ["found 1", *HAND]
-    for k, name in enumerate(names):
-        per_seed = []
-        for scores, batches in measured[k * CONFIG.seeds : (k + 1) * CONFIG.seeds]:
+    if len(labels) == 1:  # which it refuses
+        return 1.0
+    return ndcg_score([2.0**labels - 1], [scores.astype(float)], k=k)
+
+
+@pytest.mark.parametrize("empty", ["skip", "zero", "one"])
+def test_figures_agree_with_scikit_learn_on_the_dumped_scores(
+    data, found, result, run_folder, empty
+):
+    dumped = read_arrays(run_folder / TEST_SCORES_FILE)
+    lists = list(itertools.pairwise(dumped["offsets"]))
+    content = result
+    if empty != "skip":
+        config = dataclasses.replace(CONFIG, empty=empty)
+        content = effectiveness_test(data, found, config, hand_designed=HAND)
+    for name, scores in zip(dumped["names"], dumped["scores"], strict=True):
+        for k in (1, 3, 10):
             values = []
-            for s, batch in zip(scores, batches, strict=True):
-                for row, labels, mask in zip(s, batch.labels, batch.mask, strict=True):
-                    y, own = np.asarray(labels)[np.asarray(mask)], row[np.asarray(mask)]
-                    assert len(set(own)) == len(own)  # without ties
-                    if y.max() > 0 and len(y) > 1:
-                        values.append(ndcg_score([2.0**y - 1], [own.astype(float)], k=3))
-                    elif y.max() > 0:
-                        values.append(1.0)
-            per_seed.append(values)
-        expected = np.mean(per_seed)
-        assert row_of(result, name)["test"]["ndcg@3"]["mean"] == pytest.approx(expected, abs=1e-6)
+            for a, b in lists:
+                labels = dumped["labels"][a:b]
+                if labels.max() > 0:
+                    seeds = [independent_ndcg(s[a:b], labels, k) for s in scores]
+                    values.append(np.mean(seeds))
+                elif empty != "skip":
+                    values.append({"zero": 0.0, "one": 1.0}[empty])
+            given = row_of(content, name)["test"][f"ndcg@{k}"]["mean"]
+            assert given == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_figures_agree_with_lightgbm_on_the_dumped_scores(result, run_folder):
+    """It counts queries without a relevant document as 1, and wants scores without ties."""
+    lightgbm = pytest.importorskip("lightgbm")
+    dumped = read_arrays(run_folder / TEST_SCORES_FILE)
+    lengths, labels = np.diff(dumped["offsets"]), dumped["labels"]
+    empty = np.array([labels[a:b].max() == 0 for a, b in itertools.pairwise(dumped["offsets"])])
+    for name, scores in zip(dumped["names"], dumped["scores"], strict=True):
+        values = []
+        for of_seed in scores:
+            assert len(set(of_seed)) == len(of_seed)
+            values.append(lightgbm_ndcg(lightgbm, of_seed, labels, lengths, 10))
+        mean = (np.mean(values) * len(lengths) - empty.sum()) / (~empty).sum()
+        given = row_of(result, name)["test"]["ndcg@10"]["mean"]
+        assert given == pytest.approx(mean, abs=1e-6)
+
+
+def lightgbm_ndcg(lightgbm, scores, labels, lengths, k):
+    """LightGBM's metric, by a model of no trees that starts from the scores."""
+    params = {"objective": "lambdarank", "metric": "ndcg", "eval_at": [k], "verbosity": -1,
+              "num_threads": 1, "min_data_in_leaf": 10**6}  # fmt: skip
+    data = lightgbm.Dataset(np.zeros((len(labels), 1)), labels, group=lengths,
+                            init_score=scores.astype(np.float64), params=params)  # fmt: skip
+    booster = lightgbm.Booster(params, data)
+    ((_, _, value, _),) = booster.eval_train()
+    return value
 
 
 def test_empty_queries_count_by_the_convention(data, found, result):
@@ -169,6 +232,20 @@ def test_test_labels_change_nothing_but_test_figures(data, found, result):
         assert same["test"] != row["test"]
 
 
+def test_what_the_limit_of_steps_ended_is_said(data, caplog):
+    config = dataclasses.replace(CONFIG, learning_rates=(1e-5,), max_steps=6)  # two looks
+    with caplog.at_level("WARNING"):
+        content = effectiveness_test(data, [], config, hand_designed=["ranknet"])
+    assert not content["rows"][0]["converged"]
+    assert "max_steps 6 ended trainings under ranknet before 2 looks without" in caplog.text
+    caplog.clear()
+    patient = dataclasses.replace(CONFIG, learning_rates=(1e-30,), max_steps=12)  # nothing moves
+    content = effectiveness_test(data, [], patient, hand_designed=["ranknet"])
+    assert content["rows"][0]["steps"] == [[3, 3]]
+    assert content["rows"][0]["converged"]
+    assert "max_steps" not in caplog.text
+
+
 def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
     calls = []
 
@@ -181,8 +258,8 @@ def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
 
         return call
 
-    original = effectiveness.train_runs
-    monkeypatch.setattr(effectiveness, "train_runs", spy)
+    original = convergence.train_runs
+    monkeypatch.setattr(convergence, "train_runs", spy)
     config = dataclasses.replace(CONFIG, patience=100)  # so that all train to the end
     told = []
     effectiveness_test(data, found, config, hand_designed=HAND,
@@ -204,20 +281,20 @@ def test_a_loss_does_not_depend_on_what_else_is_tested(data, result):
 
 def test_the_exact_path_is_the_batched_path(data, result, monkeypatch):
     """The losses forced through the exact path, one program each, earn what they earned."""
-    monkeypatch.setattr(effectiveness, "_fits", lambda loss: False)
+    monkeypatch.setattr(convergence, "fits", lambda loss: False)
     content = effectiveness_test(data, [], CONFIG, hand_designed=HAND)
     for name in HAND:
         exact, batched = row_of(content, name), row_of(result, name)
         assert exact["learning_rate"] == batched["learning_rate"]
         assert exact["validation"] == pytest.approx(batched["validation"], abs=2e-3)
-        for metric in TEST_METRICS:
+        for metric in METRICS:
             given, expected = exact["test"][metric]["mean"], batched["test"][metric]["mean"]
             assert given == pytest.approx(expected, abs=5e-3)
 
 
 def test_a_loss_that_does_not_fit_takes_the_exact_path(data, result):
-    assert not effectiveness._fits(UNFIT)
-    assert all(effectiveness._fits(LOSSES[name]) for name in HAND_DESIGNED)
+    assert not convergence.fits(UNFIT)
+    assert all(convergence.fits(LOSSES[name]) for name in HAND_DESIGNED)
     content = effectiveness_test(data, [UNFIT], CONFIG, hand_designed=["ranknet"])
     unfit, twin = row_of(content, "found 1"), row_of(content, "ranknet")
     assert unfit["test"]["ndcg@10"]["mean"] == pytest.approx(
@@ -234,13 +311,84 @@ def test_a_rate_that_explodes_is_not_chosen(data):
         effectiveness_test(data, [], config, hand_designed=["ranknet"])
 
 
-def test_scores_are_compiled_once_for_all_models(measured, result):
-    scores, batches = measured[0]
-    model = effectiveness.make_model("linear")
-    size = effectiveness._scores._cache_size()
-    params = model.init(jax.random.key(0), batches[0].features[:1], batches[0].mask[:1])
-    effectiveness._scores(model, params, batches[0].features, batches[0].mask)
-    assert effectiveness._scores._cache_size() <= size + 1
+@pytest.mark.slow
+def test_folds_share_every_compiled_program(found):
+    """Of other sizes, with lists of other lengths, and with a loss of the exact path besides."""
+    folds = [
+        dataclasses.replace(
+            synthetic(num_queries=n, num_features=6, list_length=(3, longest), seed=n).folds[0],
+            name=f"Fold{n}",
+        )
+        for n, longest in ((40, 5), (64, 9), (55, 7))
+    ]  # fmt: skip
+    programs = []
+
+    def spied(build):
+        def spy(training, mesh):
+            programs.append(build.__wrapped__(training, mesh))
+            return programs[-1]
+
+        return spy
+
+    config = dataclasses.replace(CONFIG, max_buckets=2)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("train_runs", "evaluate_runs"):
+            patch.setattr(convergence, name, spied(getattr(convergence, name)))
+        sizes = [effectiveness._scores._cache_size(), evaluation._measure._cache_size()]
+        content = effectiveness_test(
+            make_dataset("three", folds), [*found, UNFIT], config, hand_designed=["ranknet"]
+        )
+    # At most, for jax may have dropped one.
+    assert len(programs) == 2 * 2
+    assert all(program._cache_size() <= 1 for program in programs)
+    assert effectiveness._scores._cache_size() <= sizes[0] + config.max_buckets
+    assert evaluation._measure._cache_size() <= sizes[1] + config.max_buckets
+    assert content["folds"] == ["Fold40", "Fold64", "Fold55"]
+    assert [len(row["learning_rate"]) for row in content["rows"]] == [3, 3, 3]
+
+
+# --- the reference ---
+
+
+@pytest.fixture
+def quick_trees(monkeypatch):
+    pytest.importorskip("lightgbm")
+    for name, value in (("MAX_TREES", 20), ("PATIENCE", 5), ("GRID", {
+            "learning_rate": (0.1,), "num_leaves": (5,), "min_data_in_leaf": (5,)})):  # fmt: skip
+        monkeypatch.setattr(gbdt, name, value)
+
+
+def test_lambdamart_is_measured_as_the_losses_are(data, result, quick_trees, tmp_path):
+    config = dataclasses.replace(CONFIG, lambdamart=True, dump_scores=True)
+    content = effectiveness_test(data, [], config, hand_designed=["softmax"], out=str(tmp_path))
+    row = row_of(content, "lambdamart")
+    assert (row["kind"], row["formula"]) == ("reference", None)
+    assert row["settings"] == [{"learning_rate": 0.1, "num_leaves": 5, "min_data_in_leaf": 5}]
+    assert len(row["steps"][0]) == CONFIG.seeds
+    assert set(row["test"]) == set(METRICS)
+    for name in ("learning_rate", "steps", "validation", "test"):  # the others are as without it
+        assert row_of(content, "softmax")[name] == row_of(result, "softmax")[name]
+    dumped = read_arrays(tmp_path / TEST_SCORES_FILE)
+    place = dumped["names"].tolist().index("lambdamart")
+    values = []
+    for a, b in itertools.pairwise(dumped["offsets"]):
+        labels = dumped["labels"][a:b]
+        if labels.max() > 0:
+            seeds = [independent_ndcg(s[a:b], labels, 10) for s in dumped["scores"][place]]
+            values.append(np.mean(seeds))
+    assert row["test"]["ndcg@10"]["mean"] == pytest.approx(np.mean(values), abs=1e-6)
+    assert "lambdamart, the reference" in content["verdict"]
+
+
+def test_lambdamart_without_lightgbm_is_refused_at_once(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(AutolossError, match="lambdamart needs LightGBM, which is not installed"):
+        effectiveness_test(data, [], dataclasses.replace(CONFIG, lambdamart=True))
+
+
+def test_scores_have_to_be_written_somewhere(data):
+    with pytest.raises(AutolossError, match=r"dump_scores is True, expected a run folder \(out\)"):
+        effectiveness_test(data, [], dataclasses.replace(CONFIG, dump_scores=True))
 
 
 # --- the verdict ---
@@ -255,9 +403,10 @@ def compared(found, hand=None, *, validation=(0.6, 0.5), defined=None, empty="sk
     losses = [Contender(n, LOSSES["mse"], "found" if n == "found 1" else "hand_designed")
               for n in figures]  # fmt: skip
     values = dict(zip(figures, (0.7, *validation), strict=True))
-    tested = [Shown(0.1, [3], values[n], {"ndcg@10": v}) for n, v in figures.items()]
     defined = np.ones(80, bool) if defined is None else defined
-    return compare(losses, [tested], [{"ndcg@10": defined}], metric="ndcg@10", empty=empty, seed=0)
+    tested = [Shown(0.1, [3], True, values[n], {"ndcg@10": np.where(defined, v, np.nan)})
+              for n, v in figures.items()]  # fmt: skip
+    return compare(losses, [tested], metric="ndcg@10", empty=empty, seed=0)
 
 
 def test_verdicts():
@@ -274,6 +423,55 @@ def test_verdicts():
     assert compared(np.zeros(80))["verdict"].startswith("No found loss is shown to be better")
     # The opponent is what validation chose, even where the test would have chosen the other.
     assert "better than b" in compared(noise, validation=(0.4, 0.5))["verdict"]
+
+
+def reference_compared(difference, found=0.01):
+    """A reference that is better than the best found loss by `difference` on every query."""
+    rng = np.random.default_rng(0)
+    base, noise = rng.uniform(0.3, 0.7, 80), rng.normal(0, 0.02, 80)
+    losses = [Contender("found 1", LOSSES["mse"], "found"),
+              Contender("a", LOSSES["mse"], "hand_designed"),
+              effectiveness.LAMBDAMART]  # fmt: skip
+    if found is None:
+        losses = losses[1:]
+    figures = {"found 1": base + (found or 0), "a": base, "lambdamart": base + difference + noise}
+    tested = [
+        Shown(0.1, [3], True, 0.5 if c.name == "a" else 0.6, {"ndcg@10": figures[c.name]},
+              settings={"num_leaves": 7} if c.kind == "reference" else None)
+        for c in losses
+    ]  # fmt: skip
+    return compare(losses, [tested], metric="ndcg@10", empty="skip", seed=0)
+
+
+def test_the_reference_has_a_row_and_a_sentence_and_no_part_in_the_verdict():
+    content = reference_compared(0.1)
+    row = row_of(content, "lambdamart")
+    assert (row["kind"], row["formula"], row["settings"]) == (
+        "reference",
+        None,
+        [{"num_leaves": 7}],
+    )
+    assert all("settings" not in r for r in content["rows"] if r["kind"] != "reference")
+    assert row["p_value_corrected"] == row["p_value"]  # a comparison of its own
+    assert (content["best_hand_designed"], content["best_found"]) == ("a", "found 1")
+    against = content["against_reference"]
+    assert (against["reference"], against["loss"]) == ("lambdamart", "found 1")
+    # Better than the found loss by 0.1 - 0.01 and noise, on every query.
+    assert against["difference"]["mean"] == pytest.approx(-0.09, abs=0.01)
+    assert (against["wins"], against["ties"], against["losses"]) == (0, 0, 80)
+    verdict = content["verdict"]
+    assert verdict.startswith("The best found loss is better than a, the hand-designed loss")
+    assert (
+        "The loss that validation chooses of all, found 1, is worse than lambdamart, the "
+        in verdict
+    )
+    without = reference_compared(-5.0)["verdict"]
+    assert without.startswith(verdict.partition(" The loss that validation")[0])
+    assert "found 1, is better than lambdamart" in without
+    assert "is not shown to differ from lambdamart" in reference_compared(0.01)["verdict"]
+    # Without a found loss it is the best hand-designed one that is compared.
+    assert reference_compared(0.1, None)["against_reference"]["loss"] == "a"
+    assert compared(np.zeros(80))["against_reference"] is None
 
 
 def test_the_correction_counts_the_comparisons_made():
@@ -296,10 +494,9 @@ def test_the_conventions_by_hand():
 def test_a_loss_that_fails_is_left_out_and_named():
     losses = [Contender("found 1", LOSSES["mse"], "found"), Contender("a", LOSSES["mse"],
               "hand_designed")]  # fmt: skip
-    failed = Shown(float("nan"), [], float("-inf"), {})
-    fine = Shown(0.1, [3], 0.5, {"ndcg@10": np.array([0.2, 0.4])})
-    defined = [{"ndcg@10": np.ones(2, bool)}]
-    content = compare(losses, [[failed, fine]], defined, metric="ndcg@10", empty="skip", seed=0)
+    failed = Shown(float("nan"), [], False, float("-inf"), {})
+    fine = Shown(0.1, [3], True, 0.5, {"ndcg@10": np.array([0.2, 0.4])})
+    content = compare(losses, [[failed, fine]], metric="ndcg@10", empty="skip", seed=0)
     assert content["failed"] == ["found 1"]
     assert content["best_found"] is None
     assert [row["name"] for row in content["rows"]] == ["a"]

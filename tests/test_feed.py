@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from autoloss_jax import effectiveness, feed
+from autoloss_jax import convergence, feed
 from autoloss_jax.data import (
     all_rows,
     assign_folds,
@@ -46,7 +46,6 @@ def buckets(data):
 def small_pieces(monkeypatch):
     """Evaluations in several pieces, as large data has them."""
     monkeypatch.setattr(batches, "PIECE_DOCUMENTS", 100)
-    monkeypatch.setattr(feed, "PIECE_DOCUMENTS", 100)
 
 
 def run_proxies(data, placement):
@@ -90,8 +89,8 @@ def test_the_effectiveness_test_is_the_same_bit_for_bit(data, small_pieces, monk
         max_steps=6, queries_per_step=9, max_buckets=2,
     )  # fmt: skip
     made = []
-    original = effectiveness.Feed
-    monkeypatch.setattr(effectiveness, "Feed", lambda *a: made.append(original(*a)) or made[-1])
+    original = convergence.Feed
+    monkeypatch.setattr(convergence, "Feed", lambda *a: made.append(original(*a)) or made[-1])
     found, expected = (
         effectiveness_test(data, [], config, hand_designed=["softmax", "mse"], placement=placement)
         for placement in ("streamed", "resident")

@@ -110,6 +110,49 @@ def test_missing_json_is_named(tmp_path):
         files.read_json(tmp_path / "file.json")
 
 
+def test_arrays_come_back_and_the_same_ones_are_the_same_bytes(tmp_path):
+    arrays = {
+        "names": np.array(["mse", "größe"]),
+        "values": np.array([[0.5, np.nan]]),
+        "defined": np.array([True, False]),
+    }
+    files.write_arrays(tmp_path / "a.npz", arrays)
+    files.write_arrays(tmp_path / "b.npz", arrays)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    stored = files.read_arrays(tmp_path / "a.npz")
+    assert list(stored) == list(arrays)
+    for name, array in arrays.items():
+        assert stored[name].dtype == array.dtype
+        np.testing.assert_array_equal(stored[name], array)
+    assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz"]
+
+
+def test_arrays_of_objects_are_neither_written_nor_read(tmp_path):
+    path = tmp_path / "file.npz"
+    with pytest.raises(TypeError, match="array a holds objects, expected numbers"):
+        files.write_arrays(path, {"a": np.array([None])})
+    assert os.listdir(tmp_path) == []
+    np.savez(path, a=np.array([None]))
+    with pytest.raises(AutolossError, match=r"file\.npz is damaged"):
+        files.read_arrays(path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", "cut", "flip"])
+def test_damaged_or_missing_arrays_are_named(tmp_path, damage):
+    path = tmp_path / "file.npz"
+    with pytest.raises(AutolossError, match=r"cannot read .*file\.npz: No such file"):
+        files.read_arrays(path)
+    files.write_arrays(path, {"values": np.arange(100.0)})
+    content = path.read_bytes()
+    if damage == "cut":
+        damage = content[:200]
+    elif damage == "flip":
+        damage = content[:400] + bytes([content[400] ^ 1]) + content[401:]
+    path.write_bytes(damage)
+    with pytest.raises(AutolossError, match=r"file\.npz is damaged: expected arrays, but"):
+        files.read_arrays(path)
+
+
 def _ledger(tmp_path, count=3):
     path = tmp_path / "ledger.jsonl"
     files.append_ledger(path, [{"index": i, "formula": f"s_i * {i}"} for i in range(count)])

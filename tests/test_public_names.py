@@ -12,7 +12,8 @@ import autoloss_jax as al
 # What the documentation promises under these names.
 PROMISED = [
     "parse", "compile_loss", "encode", "batched_loss", "random_expressions", "LOSSES", "ndcg",
-    "ndcg_per_query", "export_source", "load_letor", "synthetic", "search", "effectiveness_test",
+    "ndcg_per_query", "err", "export_source", "load_letor", "synthetic", "search",
+    "effectiveness_test",
 ]  # fmt: skip
 
 _IMPORT_ONLY = """

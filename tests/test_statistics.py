@@ -4,14 +4,18 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from autoloss_jax.statistics import (
     RESAMPLES,
+    TIE_TOLERANCE,
     bootstrap_interval,
     bootstrap_intervals,
-    effect_size,
+    effect_sizes,
     holm,
     randomisation_p_value,
+    t_test_p_value,
+    win_tie_loss,
 )
 
 
@@ -87,9 +91,50 @@ def test_holm_by_hand():
     assert holm(np.array([])).size == 0
 
 
+def effect_size(differences):
+    return effect_sizes(np.array([differences]))[0]
+
+
 def test_effect_size_by_hand():
     # Mean 2, deviations -1, 0, 1: standard deviation sqrt(2 / 2) = 1.
-    assert effect_size(np.array([1.0, 2.0, 3.0])) == 2.0
-    assert effect_size(np.zeros(5)) == 0.0
-    assert effect_size(np.full(10, 0.1)) == 0.0  # whose deviation is only rounding
-    assert effect_size(np.array([0.7])) == 0.0
+    assert effect_size([1.0, 2.0, 3.0]).mean == pytest.approx(2.0)
+    assert effect_size(np.zeros(5)) == (0.0, 0.0, 0.0)
+    assert effect_size(np.full(10, 0.1)) == (0.0, 0.0, 0.0)  # whose deviation is only rounding
+    assert effect_size([0.7]) == (0.0, 0.0, 0.0)
+
+
+def test_the_interval_of_an_effect_size_is_the_normal_one_for_many_values():
+    values = np.random.default_rng(7).normal(0.5, 1.0, 400)
+    mean, low, high = effect_size(values)
+    assert mean == pytest.approx(values.mean() / values.std(ddof=1))
+    error = np.sqrt((1 + mean**2 / 2) / 400)  # of Cohen's d of one sample
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
+
+
+def test_effect_sizes_do_not_depend_on_scale_or_neighbours():
+    rows = np.random.default_rng(8).normal(0.2, 1.0, (3, 60))
+    together = effect_sizes(np.stack([rows[0], 7 * rows[0], rows[1]]), seed=3)
+    np.testing.assert_allclose(together[0], together[1], rtol=1e-9)
+    np.testing.assert_allclose(effect_sizes(rows[1:2], seed=3)[0], together[2], rtol=1e-9)
+
+
+def test_the_t_test_by_hand_and_as_scipy_pairs_two_rankers():
+    # Mean 2, standard deviation 1, three queries: t = 2 * sqrt(3); of 2 degrees of freedom, whose
+    # distribution function is 1 / 2 + t / (2 * sqrt(2 + t**2)).
+    t = 2 * np.sqrt(3)
+    expected = 2 * (1 / 2 - t / (2 * np.sqrt(2 + t**2)))
+    assert t_test_p_value(np.array([1.0, 2.0, 3.0])) == pytest.approx(expected)
+    a, b = np.random.default_rng(6).uniform(size=(2, 50))
+    assert t_test_p_value(a - b) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+
+
+@pytest.mark.parametrize("differences", [[0.0, 0.0, 0.0], [0.1, 0.1, 0.1], [0.3]])
+def test_the_t_test_is_1_where_it_is_undefined(differences):
+    assert t_test_p_value(np.array(differences)) == 1.0
+
+
+def test_wins_ties_and_losses():
+    differences = np.array([0.2, 0.0, -0.1, TIE_TOLERANCE, -TIE_TOLERANCE, 3 * TIE_TOLERANCE])
+    assert win_tie_loss(differences) == (2, 3, 1)
+    assert win_tie_loss(-differences) == (1, 3, 2)

@@ -127,8 +127,9 @@ def _test(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
         found = [*(parse(row["formula"]) for row in rows), *found]
     losses = contenders(list(dict.fromkeys(found)), plan.losses.hand_designed)
     logging.info(
-        "test: %d found and %d hand-designed losses on %s",
+        "test: %d found and %d hand-designed losses%s on %s",
         len(losses) - len(plan.losses.hand_designed), len(plan.losses.hand_designed),
+        ", and LambdaMART as a reference," if plan.effectiveness.lambdamart else "",
         ", ".join(fold.name for fold in plan.test_data.folds),
     )  # fmt: skip
     reporter.begin("test")

@@ -30,7 +30,6 @@ _DATA = (
     "tfds:mslr_web/10k_fold1"
 )
 _QUOTE = "'"  # which absl puts around defaults
-_WITHOUT_DEFAULT = ("loss", "tensorboard", "verify_data")
 
 _CHOICES = {
     "proposer": PROPOSERS,
@@ -52,9 +51,15 @@ _CLEARER = {
     "metric_cutoff": "the k of the NDCG@k that rewards, validates and compares",
     "max_buckets": "the most length buckets that lists are padded to; 0: 3, or with many documents "
     "so many more that padding wastes less than 15 %",
+    "lambdamart": "train LightGBM's LambdaMART besides, as a reference; needs the extra gbdt",
+    "dump_scores": "write every model's scores of the test documents to the run folder's "
+    "test_scores.npz, so that they can be evaluated elsewhere",
 }
 """Better texts than an attribute's own, which leans on its neighbours."""
-_WITHOUT_PREFIX = ("model", "features", "seed", "metric_cutoff", "max_buckets", "empty")
+_WITHOUT_PREFIX = (
+    "model", "features", "seed", "metric_cutoff", "max_buckets", "empty", "lambdamart",
+    "dump_scores",
+)  # fmt: skip
 
 
 class _Group(NamedTuple):
@@ -254,6 +259,8 @@ class CommandFlags:
         default: Any = field.default
         if field.name in _CHOICES:
             self._enum(name, default, _CHOICES[field.name], text)
+        elif isinstance(default, bool):
+            self._bool(name, text)
         elif isinstance(default, tuple):
             self._number(name, default, _Numbers(type(default[0])), text)
         elif isinstance(default, str):
@@ -328,7 +335,7 @@ class CommandFlags:
         flag = self.values[name]
         choices = getattr(flag.parser, "enum_values", None)
         values = "|".join(choices) if choices else flag.parser.flag_type().upper()
-        default = "" if name in _WITHOUT_DEFAULT else (flag.default_as_str or "")
+        default = "" if flag.boolean or name == "loss" else (flag.default_as_str or "")
         return Description(
             "" if flag.boolean else values,
             default.strip(_QUOTE),

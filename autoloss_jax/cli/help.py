@@ -28,7 +28,8 @@ flags, or on other data.""",
     "test": """\
 Trains fresh models to convergence under each loss and compares them on test queries: the finalists
 of --out if that is a searched folder, those of --from, and every --loss, against the hand-designed
-ones. A --loss that is a name counts as hand-designed.""",
+ones. A --loss that is a name counts as hand-designed. --lambdamart adds gradient-boosted trees as a
+reference; per_query.npz holds every query's figures, and --dump_scores writes the scores.""",
     "report": """\
 Reads a run folder, finished or not, and writes its report.html; nothing else changes. Of several
 folders it writes one page that compares them: verdicts, best losses, settings that differ. They
@@ -58,7 +59,7 @@ _EXAMPLES = {
     "test": (
         "autoloss test --loss 'sum_ij(softplus(s_j - s_i), where=y_i > y_j)' --out runs/test",
         "autoloss test --from runs/search --data MQ2008/Fold1 --test_seeds 10",
-        "autoloss test --hand_designed softmax,lambdarank --data MQ2008",
+        "autoloss test --hand_designed softmax,lambdarank --data MQ2008 --lambdamart",
     ),
     "report": (
         "autoloss report runs/first",

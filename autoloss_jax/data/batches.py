@@ -6,7 +6,7 @@ longest list, so that padding does not dominate; a training step takes some rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,11 +25,16 @@ MANY_DOCUMENTS = 200_000
 
 @dataclass(frozen=True, eq=False)
 class Buckets:
-    """All queries of a set, each in one bucket, padded when read; no bucket is empty."""
+    """All queries of a set, each in one bucket, padded when read.
+
+    A bucket's rows are its members. Only under `BucketShapes` rows without documents may follow
+    them, and a bucket may have no members.
+    """
 
     queries: Queries
     sizes: tuple[int, ...]  # the list length each bucket is padded to, increasing
-    members: tuple[np.ndarray, ...]  # i64[rows]: the query at each row of the bucket
+    members: tuple[np.ndarray, ...]  # i64[queries]: the query at each row of the bucket
+    rows: tuple[int, ...]  # of each bucket
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -41,7 +46,7 @@ class Buckets:
     @property
     def padded_documents(self) -> int:
         """Places for documents in all buckets, the padded ones included."""
-        return sum(len(rows) * size for rows, size in zip(self.members, self.sizes, strict=True))
+        return sum(rows * size for rows, size in zip(self.rows, self.sizes, strict=True))
 
     @property
     def nbytes(self) -> int:
@@ -50,12 +55,44 @@ class Buckets:
 
     def batch(self, bucket: int, rows: np.ndarray | slice = slice(None)) -> ListBatch:
         """Rows of a bucket, all by default, as numpy arrays."""
-        return pad_queries(self.queries, self.members[bucket][rows], self.sizes[bucket])
+        members, asked = self.members[bucket], np.arange(self.rows[bucket])[rows]
+        has_query = asked < len(members)
+        found = pad_queries(self.queries, members[asked[has_query]], self.sizes[bucket])
+        return found if has_query.all() else ListBatch(*(_spread(x, has_query) for x in found))
+
+    def pieces(self, most: int | None = None) -> Iterator[tuple[int, np.ndarray, int]]:
+        """`(bucket, rows, count)` of batches that hold all queries, each in bounded memory.
+
+        Those of a bucket have one number of rows, of which the first `count` are queries. `most`
+        limits the queries, to about as many of each bucket as is its share.
+        """
+        share = 1.0 if most is None else min(1.0, most / self.num_queries)
+        for bucket, size in enumerate(self.sizes):
+            rows = int(np.ceil(share * self.rows[bucket]))
+            count = min(rows, len(self.members[bucket]))
+            slots = min(rows, max(1, PIECE_DOCUMENTS // size))
+            for start in range(0, count, slots):
+                piece = np.minimum(np.arange(start, start + slots), rows - 1)
+                yield bucket, piece, min(slots, count - start)
 
     @property
     def batches(self) -> tuple[ListBatch, ...]:
         """One padded batch per bucket, shortest lists first; made anew at every reading."""
         return tuple(self.batch(bucket) for bucket in range(len(self)))
+
+
+def _spread(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The rows of `array` where `places` is true, and zeros elsewhere."""
+    spread = np.zeros((len(places), *array.shape[1:]), array.dtype)
+    spread[places] = array
+    return spread
+
+
+class BucketShapes(NamedTuple):
+    """Shapes that several sets of queries share, so that one compiled program serves all."""
+
+    sizes: tuple[int, ...]  # padded list length of each bucket
+    rows: tuple[int, ...]  # queries of each bucket
 
 
 class BatchPlan(NamedTuple):
@@ -119,20 +156,40 @@ def plan_buckets(lengths: Sequence[int] | np.ndarray, max_buckets: int = 0) -> t
     return tuple(reversed(bounds))
 
 
+def common_shapes(parts: Sequence[Queries], max_buckets: int = 0) -> BucketShapes:
+    """Shapes that hold every one of ``parts``, planned for the lists of all of them.
+
+    Raises:
+        AutolossError: as `plan_buckets` does.
+    """
+    sizes = plan_buckets(np.concatenate([part.lengths for part in parts]), max_buckets)
+    counts = [
+        np.bincount(np.searchsorted(sizes, part.lengths), minlength=len(sizes)) for part in parts
+    ]
+    return BucketShapes(sizes, tuple(int(count) for count in np.max(counts, axis=0)))
+
+
 def bucket_queries(
-    queries: Queries, bounds: Sequence[int] | None = None, max_buckets: int = 0
+    queries: Queries,
+    bounds: Sequence[int] | BucketShapes | None = None,
+    max_buckets: int = 0,
 ) -> Buckets:
     """Every query padded into the first bucket that holds it; buckets left empty are dropped.
 
     Args:
         queries: at least one query.
-        bounds: padded list lengths, increasing; None plans them for these queries.
+        bounds: padded list lengths, increasing; None plans them for these queries. `BucketShapes`
+            fix the rows too: no bucket is dropped, and rows without documents fill it.
         max_buckets: how many to plan, as for `plan_buckets`.
 
     Raises:
-        AutolossError: no queries; bounds that do not increase or do not hold the longest list.
+        AutolossError: no queries; bounds that do not increase or do not hold the longest list;
+            more queries than rows.
     """
     lengths = queries.lengths
+    rows = None
+    if isinstance(bounds, BucketShapes):
+        bounds, rows = bounds
     chosen = plan_buckets(lengths, max_buckets) if bounds is None else tuple(bounds)
     if not lengths.size:
         raise AutolossError("expected at least one list, each of at least one document")
@@ -144,8 +201,15 @@ def bucket_queries(
         )
     bucket = np.searchsorted(chosen, lengths)
     members = [np.flatnonzero(bucket == b) for b in range(len(chosen))]
-    filled = [(rows, size) for rows, size in zip(members, chosen, strict=True) if rows.size]
-    return Buckets(queries, tuple(size for _, size in filled), tuple(rows for rows, _ in filled))
+    counts = [len(inside) for inside in members]
+    if rows is not None:
+        for count, most in zip(counts, rows, strict=True):
+            if count > most:
+                raise AutolossError(f"{count} queries in a bucket, expected at most {most}")
+        return Buckets(queries, chosen, tuple(members), rows)
+    kept = [b for b, count in enumerate(counts) if count]
+    sizes, held = tuple(chosen[b] for b in kept), tuple(members[b] for b in kept)
+    return Buckets(queries, sizes, held, tuple(counts[b] for b in kept))
 
 
 def pad_queries(queries: Queries, rows: np.ndarray, size: int) -> ListBatch:
@@ -166,7 +230,7 @@ def pad_queries(queries: Queries, rows: np.ndarray, size: int) -> ListBatch:
         features[places[part]] = queries.features[documents[part]]
     labels = np.zeros(mask.shape, np.float32)
     labels[mask] = queries.labels[documents]
-    return ListBatch(features.reshape(*mask.shape, -1), labels, mask)
+    return ListBatch(features.reshape(*mask.shape, queries.num_features), labels, mask)
 
 
 def padding_waste(buckets: Buckets) -> float:
@@ -175,9 +239,10 @@ def padding_waste(buckets: Buckets) -> float:
 
 
 def slots_per_bucket(buckets: Buckets, queries_per_step: int) -> tuple[int, ...]:
-    """Rows a step takes of each bucket: its share of the queries, by largest remainder.
+    """Rows a step takes of each bucket: its share of the rows, by largest remainder.
 
-    At least 1 each, so the sum may exceed ``queries_per_step`` by up to the number of buckets.
+    At least 1 each, so the sum may exceed ``queries_per_step`` by up to the number of buckets. Rows
+    without documents count, so that sets in the same shapes get the same slots.
     """
     return tuple(max(count, 1) for count in _whole_slots(buckets, queries_per_step))
 
@@ -191,7 +256,7 @@ def _whole_slots(buckets: Buckets, queries_per_step: int) -> list[int]:
 
 
 def _exact_slots(buckets: Buckets, queries_per_step: int) -> np.ndarray:
-    sizes = np.array([len(rows) for rows in buckets.members])
+    sizes = np.array(buckets.rows)
     return queries_per_step * sizes / sizes.sum()
 
 
@@ -277,18 +342,17 @@ def held_out_rows(buckets: Buckets, folds: np.ndarray, num_folds: int) -> BatchP
         AutolossError: folds that do not fit the buckets.
     """
     held_out = _check_folds(buckets, folds, num_folds)
-    return _in_pieces(
-        buckets,
-        [
-            [np.flatnonzero(held_out[members] == fold) for fold in range(num_folds)]
-            for members in buckets.members
-        ],
-    )
+    groups = [
+        [np.flatnonzero(held_out[members] == fold) for fold in range(num_folds)]
+        for members in buckets.members
+    ]
+    return _in_pieces(buckets, groups, [max(map(len, folds)) for folds in groups])
 
 
 def all_rows(buckets: Buckets, replicates: int = 1) -> BatchPlan:
-    """Every row of the buckets, i32[replicates, pieces, slots], to evaluate on all queries."""
-    return _in_pieces(buckets, [[np.arange(len(m))] * replicates for m in buckets.members])
+    """Every query of the buckets, i32[replicates, pieces, slots], to evaluate on all of them."""
+    groups = [[np.arange(len(members))] * replicates for members in buckets.members]
+    return _in_pieces(buckets, groups, buckets.rows)
 
 
 def plan_labels(
@@ -303,14 +367,15 @@ def plan_labels(
     """
     relevant = buckets.queries.has_relevant() if counted is None else counted
     exists = np.concatenate(plan.valid, axis=-1)
-    has = [relevant[m][rows] for m, rows in zip(buckets.members, plan.rows, strict=True)]
+    has = []
+    for members, count, rows in zip(buckets.members, buckets.rows, plan.rows, strict=True):
+        has.append(np.append(relevant[members], np.zeros(count - len(members), bool))[rows])
     flat = exists.reshape(len(exists), -1)
     return flat, flat & np.concatenate(has, axis=-1).reshape(flat.shape)
 
 
-def _in_pieces(buckets: Buckets, groups: list[list[np.ndarray]]) -> BatchPlan:
-    """A plan of the rows `groups[bucket][fold]` in as few pieces of equal shape as may be."""
-    most = [max(len(rows) for rows in folds) for folds in groups]
+def _in_pieces(buckets: Buckets, groups: list[list[np.ndarray]], most: Sequence[int]) -> BatchPlan:
+    """A plan of the rows `groups[bucket][fold]`, at most `most[bucket]`, in few, equal pieces."""
     documents = sum(count * size for count, size in zip(most, buckets.sizes, strict=True))
     pieces = -(-documents // PIECE_DOCUMENTS)
     all_rows, all_valid = [], []

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoloss_jax.data import (
+    BucketShapes,
     Queries,
     assign_folds,
     batches,
     bucket_queries,
+    common_shapes,
     draw_batches,
     held_out_rows,
     pad_queries,
@@ -117,6 +119,44 @@ def test_a_plan_of_one_step_can_be_empty_of_a_rare_bucket():
     buckets = bucket_queries(make([2] * 60 + [5] * 39 + [9]), max_buckets=3)
     counts = [draw_batches(k, buckets, None, 1, 1, 10).valid[2].sum() for k in range(50)]
     assert set(counts) == {0, 1} and sum(counts) < 15  # 5 expected
+
+
+def test_sets_of_different_lists_in_common_shapes():
+    parts = [make([2, 2, 2, 5]), make([3, 9, 8]), make([1])]
+    shapes = common_shapes(parts, max_buckets=2)
+    # Lists up to 3 and up to 9 waste least: a part has at most 3 of the short, 2 of the long ones.
+    assert shapes == ((3, 9), (3, 2))
+    for part in parts:
+        buckets = bucket_queries(part, shapes)
+        assert [batch.mask.shape for batch in buckets.batches] == [(3, 3), (2, 9)]
+        assert sorted(np.concatenate(buckets.members)) == list(range(len(part)))
+        for batch, members in zip(buckets.batches, buckets.members, strict=True):
+            lengths = batch.mask.sum(axis=1)
+            np.testing.assert_array_equal(lengths[: len(members)], part.lengths[members])
+            for array in batch:
+                assert not array[len(members) :].any()
+        assert slots_per_bucket(buckets, 6) == (4, 2)
+    alone = bucket_queries(parts[0], common_shapes(parts[:1], max_buckets=2))
+    for batch, planned in zip(
+        alone.batches, bucket_queries(parts[0], max_buckets=2).batches, strict=True
+    ):
+        for array, expected in zip(batch, planned, strict=True):
+            np.testing.assert_array_equal(array, expected)  # shapes of one set fill nothing
+
+
+def test_rows_without_documents_are_never_drawn():
+    shapes = common_shapes([make([2] * 9 + [5]), make([2, 2, 2])], max_buckets=2)
+    buckets = bucket_queries(make([2, 2, 2]), shapes)
+    plan = draw_batches(0, buckets, None, 1, steps=4, queries_per_step=5)
+    assert [rows.shape for rows in plan.rows] == [(1, 4, 5), (1, 4, 1)]
+    assert plan.valid[0].sum(axis=2).tolist() == [[3] * 4]
+    assert all(set(step) <= {0, 1, 2} for step in plan.rows[0][0])
+    assert not plan.valid[1].any()
+
+
+def test_more_queries_than_rows_are_refused():
+    with pytest.raises(AutolossError, match="3 queries in a bucket, expected at most 2"):
+        bucket_queries(make([1, 1, 1]), BucketShapes((4,), (2,)))
 
 
 def test_slots_follow_the_shares():

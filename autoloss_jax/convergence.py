@@ -1,0 +1,267 @@
+"""Training to convergence: every loss, learning rate and seed of a fold in one compiled program.
+
+All folds of a data set have the same shapes, so the program is compiled once. Training goes in
+blocks; after each one validation queries are looked at, and a loss is done when none of its models
+has become better for a while.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from autoloss_jax.data import (
+    TRANSFORMS,
+    BatchPlan,
+    BucketShapes,
+    Fold,
+    all_rows,
+    bucket_queries,
+    common_shapes,
+    draw_batches,
+    plan_labels,
+    scale_fold,
+)
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.evaluation import NDCG_CUTOFFS
+from autoloss_jax.execution.programs import encode
+from autoloss_jax.feed import Feed
+from autoloss_jax.gbdt import import_lightgbm
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.models import make_model
+from autoloss_jax.training import (
+    RankerTraining,
+    evaluate_runs,
+    exact_score_gradient,
+    init_run,
+    padded_count,
+    program_score_gradient,
+    spread_runs,
+    train_runs,
+)
+
+
+@dataclass(frozen=True)
+class EffectivenessConfig:
+    """Settings of an effectiveness test.
+
+    Attributes:
+      model: a name of MODELS.
+      features: how features are scaled, a name of TRANSFORMS.
+      seed: of everything random.
+      seeds: how many models of different initial weights and batches are trained.
+      learning_rates: of Adam, from which validation queries choose one for each loss.
+      queries_per_step: of each update.
+      block_steps: updates between two looks at the validation queries.
+      patience: how many looks without a better one end a training.
+      max_steps: updates after which it ends anyway.
+      metric_cutoff: the k of the NDCG@k that validates, and that the losses are compared by.
+      empty: how queries without a relevant document count: "skip", "zero" or "one".
+      max_buckets: the most length buckets; 0 chooses them by the data.
+      lambdamart: whether LightGBM's LambdaMART is trained as a reference; needs the extra gbdt.
+      dump_scores: whether every model's scores of the test documents are written to
+        test_scores.npz.
+    """
+
+    model: str = "mlp"
+    features: str = "standardize"
+    seed: int = 0
+    seeds: int = 3
+    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01)
+    queries_per_step: int = 32
+    block_steps: int = 20
+    patience: int = 8
+    max_steps: int = 600
+    metric_cutoff: int = 10
+    empty: str = "skip"
+    max_buckets: int = 0
+    lambdamart: bool = False
+    dump_scores: bool = False
+
+    def check(self) -> None:
+        """Raises AutolossError for a setting out of range, naming it."""
+        if self.empty not in ("skip", "zero", "one"):
+            raise AutolossError(f"empty is {self.empty!r}; expected one of skip, zero, one")
+        if self.metric_cutoff not in NDCG_CUTOFFS:
+            raise AutolossError(
+                f"metric_cutoff is {self.metric_cutoff}; expected 1, 3, 5, 10 or 30"
+            )
+        for name in ("seeds", "block_steps", "patience", "max_steps", "queries_per_step"):
+            if getattr(self, name) < 1:
+                raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise AutolossError(f"seed is {self.seed}, expected 0 to 2**31 - 1")
+        if self.max_steps < self.block_steps:
+            raise AutolossError(
+                f"max_steps is {self.max_steps}, expected at least one block of {self.block_steps}"
+            )
+        if self.features not in TRANSFORMS:
+            raise AutolossError(
+                f"unknown features {self.features!r}; expected one of {', '.join(TRANSFORMS)}"
+            )
+        make_model(self.model)
+        if not self.learning_rates or not all(0 < r < np.inf for r in self.learning_rates):
+            raise AutolossError(
+                f"learning_rates is {self.learning_rates}, expected positive numbers"
+            )
+        if self.lambdamart:
+            import_lightgbm()
+
+
+class FoldShapes(NamedTuple):
+    """The shapes of all folds."""
+
+    train: BucketShapes
+    held_out: BucketShapes  # of validation and test queries
+
+    @staticmethod
+    def of(folds: Sequence[Fold], max_buckets: int) -> "FoldShapes":
+        held_out = [part for fold in folds for part in (fold.validation, fold.test)]
+        return FoldShapes(
+            common_shapes([fold.train for fold in folds], max_buckets),
+            common_shapes(held_out, max_buckets),
+        )
+
+
+class FoldData:
+    """The queries of one fold, their features scaled, in the shapes of all folds."""
+
+    def __init__(
+        self, fold: Fold, shapes: FoldShapes, features: str, mesh: Mesh, placement: str
+    ) -> None:
+        scaled = scale_fold(fold, features)
+        self.train = Feed(bucket_queries(scaled.train, shapes.train), mesh, placement)
+        self.validation, self.test = (
+            Feed(bucket_queries(part, shapes.held_out), mesh, placement)
+            for part in (scaled.validation, scaled.test)
+        )
+
+
+class Converged(NamedTuple):
+    """A loss's models at their best on validation, under the learning rate that did best there."""
+
+    learning_rate: float
+    steps: list[int]  # when each seed's model was best
+    converged: bool  # whether patience ended their training, and not max_steps
+    validation: float  # mean of the metric over seeds and queries
+    params: Any  # [seeds, ...]; None if no learning rate kept every seed finite
+
+
+def group_losses(
+    losses: Sequence[Expression], model: nn.Module, config: EffectivenessConfig, mesh: Mesh
+) -> list["LossGroup"]:
+    """All losses that fit a batched program as one group, and each other one by itself."""
+    fitting = [k for k, loss in enumerate(losses) if fits(loss)]
+    others = [[k] for k in range(len(losses)) if k not in fitting]
+    return [
+        LossGroup(places, [losses[k] for k in places], places == fitting, model, config, mesh)
+        for places in ([fitting] if fitting else []) + others
+    ]
+
+
+class LossGroup:
+    """Losses that train side by side, in one compiled program for every fold.
+
+    Attributes:
+      places: of the losses among all.
+      model: the ranker.
+    """
+
+    def __init__(
+        self,
+        places: list[int],
+        losses: Sequence[Expression],
+        batched: bool,
+        model: nn.Module,
+        config: EffectivenessConfig,
+        mesh: Mesh,
+    ) -> None:
+        self.places, self.model, self._config = places, model, config
+        rates = config.learning_rates
+        gradient = program_score_gradient if batched else exact_score_gradient(losses[0])
+        self._training = RankerTraining(model, gradient, config.metric_cutoff)
+        self._mesh = mesh
+        self._train = train_runs(self._training, self._mesh)
+        self._evaluate = evaluate_runs(self._training, self._mesh)
+        self._count = len(losses) * len(rates)
+        self._runs = padded_count(self._count, self._mesh)
+        padded = np.minimum(np.arange(self._runs), self._count - 1)
+        self._programs = encode([losses[k] for k in padded // len(rates)]) if batched else None
+        self._rates = jnp.asarray(np.array(rates, np.float32)[padded % len(rates)])
+
+    def converge(self, data: FoldData, tell: Callable[[float], None]) -> list[Converged]:
+        """Trains losses x learning rates x seeds until none gets better on validation."""
+        config, runs = self._config, self._runs
+        start = init_run(self._training, config.seed, config.seeds, data.train.example)
+        states = spread_runs(self._mesh, start, np.zeros(runs, int))
+        best = jax.tree.map(jnp.copy, states.params)
+        best_value = np.full((config.seeds, runs), -np.inf)
+        best_step = np.zeros((config.seeds, runs), int)
+        every = all_rows(data.validation.buckets, config.seeds)
+        _, counted = plan_labels(data.validation.buckets, every)
+        for step in range(config.block_steps, config.max_steps + 1, config.block_steps):
+            going = step - best_step.max(0) <= config.patience * config.block_steps
+            going &= np.arange(runs) < self._count
+            if not going.any():
+                break
+            active = jnp.asarray(going)
+            for block in data.train.blocks([_plan(data, config, step)]):
+                states = self._train(states, self._programs, self._rates, active, *block)
+                jax.block_until_ready(states)
+            values = data.validation.evaluate(self._evaluate, states, active, every)
+            means = np.array([values[:, s][:, counted[s]].mean(1)
+                              for s in range(config.seeds)], np.float64)  # fmt: skip
+            better = (np.nan_to_num(means, nan=-np.inf) > best_value) & going
+            best_value = np.where(better, means, best_value)
+            best_step = np.where(better, step, best_step)
+            best = _choose(better, states.params, best)
+            tell(step / config.max_steps)
+        return [self._chosen(k, best, best_value, best_step) for k in range(len(self.places))]
+
+    def _chosen(self, loss: int, params: Any, values: np.ndarray, steps: np.ndarray) -> Converged:
+        """The learning rate that is best on validation, over all seeds."""
+        config, rates = self._config, self._config.learning_rates
+        runs = range(loss * len(rates), (loss + 1) * len(rates))
+        chosen = max(runs, key=lambda run: values[:, run].mean())
+        if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
+            return Converged(float("nan"), [], False, float("-inf"), None)
+        return Converged(
+            rates[runs.index(chosen)],
+            steps[:, chosen].tolist(),
+            bool(steps[:, chosen].max() + config.patience * config.block_steps <= config.max_steps),
+            float(values[:, chosen].mean()),
+            jax.tree.map(lambda x: x[:, chosen], params),
+        )
+
+
+def _plan(data: FoldData, config: EffectivenessConfig, step: int) -> BatchPlan:
+    """The batches of the block that ends at a step, different for every seed."""
+    plans = [
+        draw_batches(
+            (config.seed + 1) * 7919 + step * 101 + s, data.train.buckets, None, 1,
+            config.block_steps, config.queries_per_step,
+        )
+        for s in range(config.seeds)
+    ]  # fmt: skip
+    return jax.tree.map(lambda *x: np.concatenate(x), *plans)
+
+
+def fits(expression: Expression) -> bool:
+    try:
+        encode([expression])
+    except AutolossError:
+        return False
+    return True
+
+
+@jax.jit
+def _choose(better: jax.Array, new: Any, old: Any) -> Any:
+    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 2)), new, old)
+
+    return jax.tree.map(pick, new, old)
