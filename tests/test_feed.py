@@ -15,6 +15,7 @@ from autoloss_jax.data import (
     assign_folds,
     batches,
     bucket_queries,
+    common_shapes,
     draw_batches,
     held_out_rows,
     plan_labels,
@@ -217,6 +218,28 @@ def test_where_data_fit(buckets, caplog):
         patch.setattr(feed, "HOST_BYTES", 2 * buckets.nbytes - 1)  # two fake devices
         assert not Feed(buckets, candidates_mesh()).resident
     assert "48 queries" in caplog.text and "are streamed from host memory" in caplog.text
+
+
+def test_buckets_in_common_shapes_reach_the_device_either_way(data):
+    """Rows without documents, and a bucket without queries, as the folds of a test may have."""
+    queries = scale_fold(data.folds[0]).train
+    short = queries.select(np.flatnonzero(queries.lengths <= 6))
+    buckets = bucket_queries(short, common_shapes([queries, short], max_buckets=2))
+    assert len(buckets.members[1]) == 0 < buckets.rows[1]
+    resident, streamed = (Feed(buckets, candidates_mesh(), p) for p in ("resident", "streamed"))
+    for plan in (draw_batches(0, buckets, None, 1, 2, 6), all_rows(buckets)):
+        ((small, renumbered),), ((whole, same),) = streamed.blocks([plan]), resident.blocks([plan])
+        for bucket in range(2):
+            assert len(small[bucket].labels) == min(plan.rows[bucket].size, buckets.rows[bucket])
+            for a, b in zip(small[bucket], whole[bucket], strict=True):
+                np.testing.assert_array_equal(
+                    np.asarray(a)[np.asarray(renumbered.rows[bucket])],
+                    np.asarray(b)[np.asarray(same.rows[bucket])],
+                )
+    exists, relevant = plan_labels(buckets, all_rows(buckets))
+    assert exists.sum() == len(short) and relevant.sum() == short.has_relevant().sum()
+    counts = [count for feed in (resident, streamed) for _, count in feed.lists()]
+    assert sum(counts) == 2 * len(short)
 
 
 def test_another_placement_is_refused(data, buckets):
