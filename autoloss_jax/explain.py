@@ -361,7 +361,7 @@ def _largest(e: Explanation) -> str:
     text = f"{first:.3g}; {last:.3g} at {GROWTH[-1]:g} times the scores: "
     if e.bounded:
         return text + "bounded"
-    power = math.log2(last / middle) / math.log2(GROWTH[-1] / GROWTH[-2])
+    power = math.log2(last / max(middle, 1e-300)) / math.log2(GROWTH[-1] / GROWTH[-2])
     grows = f"about as |s|^{power:.1f}" if power < 8 else "faster than any power"
     return f"{text}grows {grows}"
 

@@ -112,6 +112,7 @@ def test_known_losses_have_exact_derivatives(tmp_path, name):
     check(tmp_path, LOSSES[name])
 
 
+@pytest.mark.slow
 def test_random_losses_have_exact_derivatives(tmp_path, random_losses):
     for loss in random_losses:
         check(tmp_path, loss)

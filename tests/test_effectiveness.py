@@ -27,6 +27,7 @@ from autoloss_jax.evaluation import METRICS
 from autoloss_jax.files import read_arrays
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.models import MLP
 
 CONFIG = EffectivenessConfig(
     model="linear", seeds=2, learning_rates=(0.003, 0.1), queries_per_step=8, block_steps=3,
@@ -532,6 +533,18 @@ def test_contenders():
     assert [c.name for c in contenders([])] == list(HAND_DESIGNED)
     with pytest.raises(AutolossError, match="unknown loss 'softmx'; expected one of"):
         contenders([], ["softmx"])
+
+
+def test_the_folder_knows_a_user_s_model(data, found, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        effectiveness, "run_effectiveness", lambda *_, model, **__: given.append(model) or {}
+    )
+    for _ in range(2):  # goes on
+        effectiveness_test(data, found, CONFIG, model=MLP((4,)), out=str(tmp_path))
+    assert given == [MLP((4,))] * 2
+    with pytest.raises(AutolossError, match=r"effectiveness.model: stored .*MLP.*given \"linear\""):
+        effectiveness_test(data, found, CONFIG, out=str(tmp_path))
 
 
 def test_a_finished_folder_is_read_and_another_test_refused(data, found, result, tmp_path):

@@ -1,11 +1,13 @@
 """What `explain` measures, on losses whose properties are known."""
 
+import jax
 import numpy as np
 import pytest
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.explain import Explanation, explain
 from autoloss_jax.export import export_latex
+from autoloss_jax.language.grammar import random_expressions
 from autoloss_jax.language.parsing import FormulaError, parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
@@ -248,6 +250,21 @@ def test_the_text_says_it(explained, loss, lines):
     for line in lines:
         assert line in text
     assert text.startswith(explained(loss).formula + "\n  type  ")
+
+
+def test_random_losses_and_odd_ones_are_explained():
+    odd = [
+        "sum_i(relu(1 - abs(s_i)) + relu(s_i - 25))",  # nothing at 8 times the scores
+        "sum_i(y_i / (s_i - s_i))",
+        "sum_ij(exp(exp(s_i - s_j)) * y_i)",
+        "sum_i(sum_j(s_j * s_i * y_j) * rank_i)",
+        "max_i(s_i ** -4 * y_i)",
+    ]
+    for loss in [*map(parse, odd), *random_expressions(jax.random.key(3), 16)]:
+        found = explain(loss)
+        assert str(found).startswith(found.formula)
+        numbers = (*found.largest_gradient, found.doubling_cosine, *found.push_by_difference)
+        assert np.isfinite(numbers).all()
 
 
 def test_an_expression_is_taken_as_its_text_is(explained):

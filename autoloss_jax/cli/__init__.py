@@ -60,8 +60,15 @@ def _dispatch(arguments: list[str], going_on: list[str]) -> None:
         print(explanation(command))
         return
     flags = CommandFlags(command)
+    if command == "explain" and rest and _is_negative_formula(rest[0]):
+        rest = [*rest[1:], "--", rest[0]]
     positional = flags.parse(rest)
     execute(command, rest, flags.values, positional, going_on.append)
+
+
+def _is_negative_formula(argument: str) -> bool:
+    """Whether it looks like a flag and is a formula: no flag's name has a bracket."""
+    return argument.startswith("-") and "(" in argument.partition("=")[0]
 
 
 def _fail(status: int, message: str) -> int:
