@@ -5,6 +5,7 @@ them; where JAX has a GPU, it runs natively as well.
 """
 
 import functools
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution import interpreter, kernel
 from autoloss_jax.execution.programs import DOCUMENT_CONDITIONS, PAIR_CONDITIONS, encode
 from autoloss_jax.language.expressions import Expression
@@ -187,6 +190,16 @@ def test_on_a_gpu_the_kernel_equals_the_xla_path(length, monkeypatch):
     held = Batch(*(jnp.where(mask, jnp.asarray(x, jnp.float32), 0.0) for x in arrays), mask)
     losses = [*(LOSSES[name] for name in HAND_DESIGNED), *random_expressions(jax.random.key(5), 81)]
     assert deviation(losses, jax.jit(kernel.losses_and_gradients), held).wrong == []
+
+
+def test_a_jax_without_triton_is_told_to_use_xla(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    monkeypatch.delattr(pallas, "triton", raising=False)
+    scores, labels, mask = batch()
+    with pytest.raises(AutolossError, match="does not have; expected the interpreter xla"):
+        kernel.losses_and_gradients(
+            encode([LOSSES["mse"]]), scores[None], labels, mask, interpret=False
+        )
 
 
 # ------------------------------------------------------------------- lowered for a GPU without one
