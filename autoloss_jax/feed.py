@@ -23,6 +23,7 @@ DEVICE_SHARE = 0.5
 """Data may take so much of a device's memory; the rest is for training."""
 HOST_BYTES = 1 << 30
 """Data may take so much on CPU devices: their memory is the host's, which has the features already.
+They all use one copy.
 """
 
 Batches = tuple[ListBatch, ...]
@@ -136,9 +137,9 @@ def check_placement(placement: str) -> None:
 def fits(buckets: Buckets, mesh: Mesh) -> bool:
     """Whether buckets may be resident: within DEVICE_SHARE of the memory of a device.
 
-    A CPU device reports no memory of its own: there copies for all devices must fit HOST_BYTES.
+    A CPU device reports no memory of its own: there HOST_BYTES are the limit.
     """
     stats = mesh.devices.flat[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return buckets.nbytes <= DEVICE_SHARE * stats["bytes_limit"]
-    return buckets.nbytes * mesh.size <= HOST_BYTES
+    return buckets.nbytes <= HOST_BYTES

@@ -157,6 +157,14 @@ def test_a_failure_of_the_background_reaches_the_caller(buckets, monkeypatch):
 
 
 @pytest.mark.parametrize("placement", ["resident", "streamed"])
+def test_cpu_devices_share_one_copy(buckets, placement):
+    ((batches, _),) = Feed(buckets, candidates_mesh(), placement).blocks([all_rows(buckets)])
+    for batch in batches:
+        copies = {s.data.unsafe_buffer_pointer() for s in batch.features.addressable_shards}
+        assert len(batch.features.addressable_shards) == 2 and len(copies) == 1
+
+
+@pytest.mark.parametrize("placement", ["resident", "streamed"])
 def test_lists_are_all_queries_once(buckets, small_pieces, placement):
     found = list(Feed(buckets, candidates_mesh(), placement).lists())
     assert len(found) > len(buckets)
@@ -210,12 +218,12 @@ def test_where_data_fit(buckets, caplog):
     assert buckets.nbytes == sum(x.nbytes for batch in buckets.batches for x in batch)
     for share, expected in ((2.1, True), (1.9, False)):
         assert fits(buckets, mesh(4, bytes_limit=share * buckets.nbytes)) == expected
-    for copies, expected in ((0.9, True), (1.1, False)):
-        count = int(copies * feed.HOST_BYTES / buckets.nbytes)
-        assert fits(buckets, mesh(count)) == expected
     assert Feed(buckets, candidates_mesh()).resident
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
-        patch.setattr(feed, "HOST_BYTES", 2 * buckets.nbytes - 1)  # two fake devices
+        patch.setattr(feed, "HOST_BYTES", buckets.nbytes)
+        assert fits(buckets, mesh(2))
+        patch.setattr(feed, "HOST_BYTES", buckets.nbytes - 1)
+        assert not fits(buckets, mesh(2))
         assert not Feed(buckets, candidates_mesh()).resident
     assert "48 queries" in caplog.text and "are streamed from host memory" in caplog.text
 
