@@ -94,8 +94,8 @@ def test_commands_and_their_flags_exist(line):
     if arguments and arguments[-1] == "--loss":  # the flag as such
         assert "loss" in flags.values
         return
-    folders = flags.parse(arguments)
-    assert command == "report" or len(folders) <= (command == "data")
+    besides = flags.parse(arguments)  # folders, or a formula
+    assert command == "report" or len(besides) <= (command in ("data", "explain"))
 
 
 def test_every_command_is_explained():
