@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from autoloss_jax.data import BatchPlan, Buckets, ListBatch
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.training import RunState, replicate
+from autoloss_jax.training import RunState, fetch, local_copy, replicate
 
 PLACEMENTS = ("auto", "resident", "streamed")
 DEVICE_SHARE = 0.5
@@ -97,20 +98,20 @@ class Feed:
         plans = [plan] if self.resident else [plan.part(k, k + 1) for k in range(pieces)]
         shared = all((rows == rows[:1]).all() for rows in plan.rows)
         blocks = self.blocks(plans, shared=shared)
-        values = [np.asarray(evaluate(states, active, *block)) for block in blocks]
+        values = [fetch(evaluate(states, active, *block)) for block in blocks]
         joined = np.concatenate(values, axis=-1)
         return np.where(np.isnan(joined).any(-1, keepdims=True), np.nan, joined)
 
     def lists(self, most: int | None = None) -> Iterator[tuple[ListBatch, int]]:
-        """The batches of `Buckets.pieces`, and how many rows of each are queries."""
+        """The batches of `Buckets.pieces`, on one device of this process, and their real rows."""
         for bucket, rows, count in self.buckets.pieces(most):
             yield self._rows(bucket, rows), count
 
     def _rows(self, bucket: int, rows: np.ndarray) -> ListBatch:
         if self.resident:
-            whole = self._batches[bucket]
+            whole = local_copy(self._batches[bucket])
             return whole if len(rows) == len(whole.mask) else ListBatch(*(x[rows] for x in whole))
-        return replicate(self._mesh, self.buckets.batch(bucket, rows))
+        return ListBatch(*map(jnp.asarray, self.buckets.batch(bucket, rows)))
 
     def _load(self, plan: BatchPlan, shared: bool = False) -> tuple[Batches, BatchPlan]:
         """The rows that a plan names, each once, and the plan in their numbering."""

@@ -9,7 +9,7 @@ so that two of them can be compared in pairs and most of the noise cancels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,6 +27,9 @@ from autoloss_jax.execution.batched import program_gradient
 from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
+
+_RUNS = P(None, "candidates")  # the layout of what leads with [replicates, runs]
+_EACH = P("candidates")  # and of what leads with [runs]
 
 CHUNK = 4
 """Runs trained side by side on one device: fewer leave the processor idle, more the cache."""
@@ -188,14 +192,81 @@ def init_run(training: RankerTraining, seed: int, replicates: int, batch: ListBa
 
 
 def spread_runs(mesh: Mesh, states: RunState, order: np.ndarray) -> RunState:
-    """The runs `order` of the states, laid out over the mesh; a run may be taken several times."""
-    sharding = NamedSharding(mesh, P(None, "candidates"))
-    return jax.device_put(jax.tree.map(lambda x: x[:, order], states), sharding)
+    """The runs `order` of states that every process has, laid out over the mesh.
+
+    A run may be taken several times. What is laid out already is moved by `reorder_runs`.
+    """
+
+    def spread(x: Any) -> Array:
+        return place(mesh, np.take(np.asarray(x), order, 1), _RUNS)
+
+    return jax.tree.map(spread, states)
+
+
+def reorder_runs(mesh: Mesh, states: RunState, order: np.ndarray) -> RunState:
+    """The runs `order` of states that are laid out over the mesh, as many as before.
+
+    The only step of a round in which devices exchange models.
+    """
+    return _gather_runs(mesh, _EACH)(states, place(mesh, np.asarray(order, np.int32), _EACH))
+
+
+def take_runs(mesh: Mesh, states: RunState, order: Sequence[int]) -> RunState:
+    """The runs `order` of states that are laid out over the mesh, for every process, as numpy."""
+    taken = _gather_runs(mesh, P())(states, place(mesh, np.asarray(order, np.int32), P()))
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), taken)
+
+
+@lru_cache
+def _gather_runs(mesh: Mesh, spec: P) -> Callable[..., Any]:
+    """`(states, order) -> states`, with order, and so the runs of the result, laid out by `spec`.
+
+    Written out, for the partitioner's own gather adds up what devices hold, which turns -0 to 0.
+    """
+
+    def local(states: RunState, order: Array) -> RunState:
+        def gather(x: Array) -> Array:
+            return lax.all_gather(x, "candidates", axis=1, tiled=True)[:, order]
+
+        return jax.tree.map(gather, states)
+
+    return jax.jit(_on_mesh(mesh, local, (_RUNS, spec), P(None, *spec)))
+
+
+def place(mesh: Mesh, tree: Any, spec: P) -> Any:
+    """Arrays that every process has, laid out over the mesh; nothing is communicated."""
+    sharding = NamedSharding(mesh, spec)
+
+    def one(x: Any) -> Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(one, tree)
+
+
+def place_runs(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that lead with the runs, such as losses, laid out over the mesh."""
+    return place(mesh, tree, _EACH)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """The arrays of a tree, whole on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return place(mesh, tree, P())
+
+
+def local_copy(tree: Any) -> Any:
+    """What `replicate` made, on one device of this process alone.
+
+    A program on all devices would be another one for every number of them.
+    """
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def fetch(x: Array) -> np.ndarray:
+    """An array that is laid out over the mesh, whole, on the host of every process."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., RunState]:
@@ -225,9 +296,9 @@ def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., RunState]:
 
         return lax.map(replicate, (states, plan))
 
-    each = P("candidates")
+    specs = (_RUNS, _EACH, _EACH, _EACH, P(), P())
     return jax.jit(
-        _on_mesh(mesh, local, (_RUNS, each, each, each, P(), P()), _RUNS), donate_argnums=0
+        _on_mesh(mesh, local, specs, _RUNS), donate_argnums=0, compiler_options=_options(mesh)
     )
 
 
@@ -257,11 +328,18 @@ def evaluate_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., Array]:
         values = lax.map(replicate, (states, plan))
         return jnp.swapaxes(values.reshape(*values.shape[:2], -1), 0, 1)
 
-    each = P("candidates")
-    return jax.jit(_on_mesh(mesh, local, (_RUNS, each, P(), P()), each))
+    specs = (_RUNS, _EACH, P(), P())
+    return jax.jit(_on_mesh(mesh, local, specs, _EACH), compiler_options=_options(mesh))
 
 
-_RUNS = P(None, "candidates")  # of what leads with [replicates, runs]
+def _options(mesh: Mesh) -> dict[str, str] | None:
+    """Compiler options under which a CPU program for one device has the bits of one for many.
+
+    XLA merges common subexpressions of a program for several devices before it simplifies, and of
+    one for a single device after that, when quotients have been rewritten in other ways. Nothing is
+    slower without the merging: within a kernel LLVM merges as well.
+    """
+    return {"xla_disable_hlo_passes": "cse"} if mesh.devices.flat[0].platform == "cpu" else None
 
 
 def _on_mesh(mesh: Mesh, local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:

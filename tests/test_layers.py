@@ -17,6 +17,9 @@ PACKAGE = "autoloss_jax"
 LAYERS = (
     "errors",
     "files",
+    "processes",
+    "memory",
+    "profile",
     "metrics",
     "runs",
     "data",
@@ -26,6 +29,7 @@ LAYERS = (
     "models",
     "training",
     "feed",
+    "trainer",
     "canaries",
     "screening",
     "candidates",

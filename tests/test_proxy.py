@@ -105,9 +105,9 @@ def test_survivors_are_the_best_and_never_nan(proxy):
 
 
 def test_runs_spread_over_the_devices(proxy):
-    devices, slots = proxy.mesh.size, proxy.slots
+    devices, slots = proxy.trainer.mesh.size, proxy.trainer.slots
     assert devices == 2
-    at = [proxy._slot(place) for place in range(slots)]
+    at = [proxy.trainer.slot(place) for place in range(slots)]
     assert sorted(at) == list(range(slots))
     on_device = [slot // (slots // devices) for slot in at]
     assert on_device == [0, 1] * (slots // 2)  # so any first few are on both
@@ -137,7 +137,7 @@ def test_models_go_on_from_where_they_are(proxy, round_):
     assert on.reference_ndcg != fresh.reference_ndcg
     assert int(on.reference.optimizer.count[0, 0]) == 2 * proxy.full_steps
     # Not one of all these calls compiled again; jax may have dropped the one cached program.
-    assert proxy._train._cache_size() <= 1
+    assert proxy.trainer._train._cache_size() <= 1
 
 
 def test_the_best_model_is_that_of_the_best_reward(proxy, round_):
@@ -151,10 +151,9 @@ def test_the_best_model_is_that_of_the_best_reward(proxy, round_):
 
 
 def test_a_failed_candidate_is_worst_and_disturbs_nobody(proxy, round_, monkeypatch):
-    slot = proxy._slot(1)  # that of the first candidate
-    rates = np.array(proxy._rates)
-    rates[slot] = 1e38
-    monkeypatch.setitem(proxy.__dict__, "_rates", jax.numpy.asarray(rates))
+    rates = proxy._rates(proxy.trainer.slots)
+    rates[proxy.trainer.slot(1)] = 1e38  # that of the first candidate
+    monkeypatch.setattr(proxy, "_rates", lambda slots: rates)
     outcomes = proxy.run(CANDIDATES, seed=3).outcomes
     assert (outcomes[0].reward, outcomes[0].reward_se) == (-np.inf, np.inf)
     assert np.isnan(outcomes[0].ndcg)
@@ -162,7 +161,7 @@ def test_a_failed_candidate_is_worst_and_disturbs_nobody(proxy, round_, monkeypa
 
 
 def test_a_reference_that_fails_is_said(proxy, monkeypatch):
-    monkeypatch.setitem(proxy.__dict__, "_rates", jax.numpy.full(proxy.slots, 1e38, "float32"))
+    monkeypatch.setattr(proxy, "_rates", lambda slots: np.full(slots, 1e38, np.float32))
     with pytest.raises(AutolossError, match="under the reference loss .* turned non-finite"):
         proxy.run(CANDIDATES, seed=3)
 

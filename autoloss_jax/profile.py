@@ -1,0 +1,98 @@
+"""Where the time of a search goes, stage by stage."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jax import monitoring
+
+STAGES = (
+    "sampling",
+    "deduplication",
+    "rejection",
+    "training",
+    "evaluation",
+    "update",
+    "compilation",
+    "host",
+)
+"""Proposing losses; canonical forms and equal gradients; screening; training and evaluating models;
+the proposer's learning; XLA at work on any of these; everything else, such as batches and files."""
+
+_COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+class Profile:
+    """Seconds by stage. Every moment counts for one stage: the innermost that is open, or "host".
+
+    Compilation counts as such wherever it happens.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._open = ["host"]
+        self._since = time.perf_counter()
+        self._compiling = 0.0  # of the time since
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Measures as long as it lasts."""
+        self._since = time.perf_counter()
+        monitoring.register_event_duration_secs_listener(self._compiled)
+        try:
+            yield
+        finally:
+            self._turn()
+            monitoring.unregister_event_duration_listener(self._compiled)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the time within for the stage, but for that of stages opened in there."""
+        self._turn()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        compiling = min(self._compiling, now - self._since)
+        self.seconds["compilation"] += compiling
+        self.seconds[self._open[-1]] += now - self._since - compiling
+        self._since, self._compiling = now, 0.0
+
+    def _compiled(self, event: str, duration: float, **_: Any) -> None:
+        if event == _COMPILATION:
+            self._compiling += duration
+
+    def described(self, trained: int) -> dict[str, Any]:
+        """What profile.json holds; `trained`: candidates trained meanwhile."""
+        total = sum(self.seconds.values())
+        running = total - self.seconds["compilation"]
+        return {
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "total_seconds": round(total, 3),
+            "candidates_trained": trained,
+            "candidates_per_hour": round(3600 * trained / running) if running > 0 else None,
+        }
+
+
+def profile_table(described: dict[str, Any]) -> str:
+    """The stages of a `described` profile as lines of text, with their shares of all but compiling.
+
+    What the search does apart from compiling is what grows with the budget.
+    """
+    seconds = described["seconds"]
+    running = described["total_seconds"] - seconds["compilation"]
+    lines = [f"{'stage':<14}{'seconds':>10}{'share':>9}"]
+    for name, value in seconds.items():
+        share = "" if name == "compilation" or running <= 0 else f"{value / running:8.1%}"
+        lines.append(f"{name:<14}{value:10.2f}{share:>9}")
+    lines.append(
+        f"{described['candidates_trained']} candidates trained in {running:.1f} s without "
+        f"compilation: {described['candidates_per_hour']} an hour"
+    )
+    return "\n".join(lines)
