@@ -15,6 +15,7 @@ from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.profile import Profile
 from autoloss_jax.screening import Directions, Probe, Screening, screen
 
 
@@ -28,8 +29,9 @@ class Judgement(NamedTuple):
 class Candidates:
     """Every formula proposed so far, with its reward: -inf for one rejected or failed."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, profile: Profile | None = None) -> None:
         self._probe = probe
+        self._profile = profile or Profile()
         self._rewards: dict[Expression, float] = {}
         self._directions = Directions()
 
@@ -82,7 +84,8 @@ class Candidates:
         return [known.find(verdict.direction) for verdict in self._screen(losses)]
 
     def _screen(self, losses: Sequence[Expression]) -> list[Screening]:
-        return screen(losses, self._probe)
+        with self._profile.stage("rejection"):
+            return screen(losses, self._probe)
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Knows again what a ledger's records say."""

@@ -30,4 +30,239 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.feed import Feed
 from autoloss_jax.language.expressions import Expression
-        _, self._counted = plan_labels(self.buckets, self._held_out)
+from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
+from autoloss_jax.profile import Profile
+from autoloss_jax.trainer import Trainer
+from autoloss_jax.training import RankerTraining, RunState, init_run, program_score_gradient
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """How proxy runs train.
+
+    Attributes:
+      folds: cross-validation folds of the training queries.
+      queries_per_step: of each update.
+      learning_rate: of Adam.
+      rung_steps: updates of one training block.
+      rungs: training blocks of each rung; the better share goes on from rung to rung.
+      keep: that share.
+      metric_cutoff: the k of the reward's NDCG@k.
+      max_buckets: the most length buckets of the training queries; 0 chooses them by the data.
+    """
+
+    folds: int = 3
+    queries_per_step: int = 32
+    learning_rate: float = 0.01
+    rung_steps: int = 20
+    rungs: tuple[int, ...] = (1, 2)
+    keep: float = 0.5
+    metric_cutoff: int = 10
+    max_buckets: int = 0
+
+    def check(self) -> None:
+        """Raises AutolossError for a setting out of range, naming it."""
+        for name, least in (
+            ("folds", 2), ("queries_per_step", 1), ("rung_steps", 1), ("metric_cutoff", 1),
+            ("max_buckets", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise AutolossError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if not 0 < self.learning_rate < np.inf:
+            raise AutolossError(
+                f"learning_rate is {self.learning_rate}, expected a positive number"
+            )
+        if not 0 < self.keep <= 1:
+            raise AutolossError(f"keep is {self.keep}, expected above 0 and up to 1")
+        if not self.rungs or min(self.rungs) < 1:
+            raise AutolossError(
+                f"rungs is {self.rungs}, expected one or more block counts of at least 1"
+            )
+
+
+class Outcome(NamedTuple):
+    """What became of one candidate."""
+
+    reward: float  # mean difference to the reference, at most that of any candidate trained longer;
+    # -inf if the run turned non-finite
+    reward_se: float  # its standard error over the queries
+    ndcg: float  # mean over the queries with a relevant document; of another metric if one rewards
+    steps: int  # updates it was trained for
+    differences: np.ndarray  # f64[queries]: to the reference
+
+
+class ProxyRound(NamedTuple):
+    """The outcomes of a round, and the models of the best candidate (or of the reference)."""
+
+    outcomes: list[Outcome]
+    reference_ndcg: float
+    best: RunState  # [replicates, 1]
+    reference: RunState  # [replicates, 1]
+
+
+class ProxyTraining:
+    """Trains candidates on one set of queries; compiles once."""
+
+    def __init__(
+        self, queries: Queries, model: nn.Module, reference: Expression, config: ProxyConfig,
+        capacity: int, seed: int, placement: str = "auto", metric: MetricPerQuery | None = None,
+        profile: Profile | None = None,
+    ) -> None:  # fmt: skip
+        """`capacity`: the most candidates of a round, the reference not counted.
+
+        `placement`: of the data, one of `feed.PLACEMENTS`; it changes no result. `metric`: what
+        rewards are differences of; NDCG at the config's cutoff by default.
+        """
+        config.check()
+        self.config = config
+        self.capacity = capacity
+        self.reference = reference
+        self.training = RankerTraining(model, program_score_gradient, config.metric_cutoff, metric)
+        self.trainer = Trainer(self.training, capacity + 1, profile=profile)
+        self.buckets = bucket_queries(queries, max_buckets=config.max_buckets)
+        self.folds = assign_folds(queries, config.folds, seed)
+        self.feed = Feed(self.buckets, self.trainer.mesh, placement)
+        self._held_out = held_out_rows(self.buckets, self.folds, config.folds)
+        self.metric = metric or partial(ndcg_per_query, k=config.metric_cutoff)
+        defined = None if metric is None else self._defined(metric)
+        _, self._counted = plan_labels(self.buckets, self._held_out, defined)
+        # Rounds that start from scratch share one seed; others never come back to theirs.
+        self.fresh = lru_cache(maxsize=1)(self._init)
+        self._plan = lru_cache(maxsize=1)(self._draw)
+
+    def _defined(self, metric: MetricPerQuery) -> np.ndarray:
+        """bool[queries]: on which queries a user's metric is defined, once it is checked."""
+        defined = np.zeros(len(self.buckets.queries), bool)
+        lists = (ListBatch(*(x[:count] for x in batch)) for batch, count in self.feed.lists())
+        defined[np.concatenate(self.buckets.members)] = canaries.check_call(metric, lists)
+        return defined
+
+    @cached_property
+    def full_steps(self) -> int:
+        """Updates of a candidate that passes every rung."""
+        return sum(self.config.rungs) * self.config.rung_steps
+
+    def _init(self, seed: int) -> RunState:
+        """Untrained models [replicates, 1]."""
+        return init_run(self.training, seed, self.config.folds, self.feed.example)
+
+    def run(
+        self,
+        candidates: Sequence[Expression],
+        seed: int,
+        start: RunState | None = None,
+        halving: bool = True,
+    ) -> ProxyRound:
+        """Trains candidates beside the reference.
+
+        Args:
+          candidates: at most as many as the capacity; `encode` accepts them.
+          seed: of the weights and of the batches.
+          start: models [replicates, 1] to start from; fresh ones by default.
+          halving: whether only the better share passes each rung.
+
+        Raises:
+          AutolossError: more candidates than the capacity; the reference turned non-finite.
+        """
+        if len(candidates) > self.capacity:
+            raise AutolossError(
+                f"{len(candidates)} candidates, expected at most the capacity of {self.capacity}"
+            )
+        return self.trainer.within_memory(lambda: self._run(candidates, seed, start, halving))
+
+    def _run(
+        self, candidates: Sequence[Expression], seed: int, start: RunState | None, halving: bool
+    ) -> ProxyRound:
+        trainer = self.trainer
+        losses = [self.reference, *candidates]  # run 0 is the reference
+        runs = trainer.spread(self.fresh(seed) if start is None else start)
+        # Where each run in training is.
+        at = {run: trainer.slot(run) for run in range(len(losses))}
+        found: dict[int, tuple[np.ndarray, int]] = {}  # by run: its values and steps
+        plans = self._plan(seed)
+        reference_values: dict[int, np.ndarray] = {}  # by steps
+        steps = done = 0
+        for rung, blocks in enumerate(self.config.rungs):
+            occupied, active = self._occupy(losses, at)
+            rates = self._rates(trainer.slots)
+            runs = trainer.train(
+                runs, encode(occupied), rates, active, self.feed, plans[done : done + blocks]
+            )
+            done += blocks
+            steps = done * self.config.rung_steps
+            measured = trainer.evaluate(runs, active, self.feed, self._held_out)
+            values = np.asarray(measured, np.float64)[:, self._counted]
+            reference_values[steps] = values[at[0]]
+            if not np.isfinite(reference_values[steps]).all():
+                raise AutolossError(
+                    f"the model trained under the reference loss {self.reference} turned "
+                    f"non-finite within {steps} steps, so no reward can be measured; expected a "
+                    f"learning rate it can be trained with, got {self.config.learning_rate}"
+                )
+            found |= {run: (values[slot], steps) for run, slot in at.items()}
+            if halving and rung + 1 < len(self.config.rungs):
+                kept = self._survivors({run: found[run][0].mean() for run in at})
+                order = np.zeros(trainer.slots, int)
+                for place, run in enumerate(kept):
+                    order[trainer.slot(place)] = at[run]
+                runs = trainer.reorder(runs, order)
+                at = {run: trainer.slot(place) for place, run in enumerate(kept)}
+        outcomes = _ordered_by_rung(
+            [_outcome(*found[run], reference_values[found[run][1]])
+             for run in range(1, len(losses))]
+        )  # fmt: skip
+        best = max(at, key=lambda run: outcomes[run - 1].reward if run else 0.0)
+        return ProxyRound(
+            outcomes, float(reference_values[steps].mean()),
+            best=trainer.take(runs, at[best]), reference=trainer.take(runs, at[0]),
+        )  # fmt: skip
+
+    def _occupy(
+        self, losses: Sequence[Expression], at: dict[int, int]
+    ) -> tuple[list[Expression], np.ndarray]:
+        """The losses of all slots, and which of them a run in training has."""
+        slots = [self.reference] * self.trainer.slots
+        active = np.zeros(self.trainer.slots, bool)
+        for run, slot in at.items():
+            slots[slot], active[slot] = losses[run], True
+        return slots, active
+
+    def _survivors(self, means: dict[int, float]) -> list[int]:
+        """The reference and the better share of the candidates, a NaN never among them."""
+        alive = [run for run in means if run and np.isfinite(means[run])]
+        count = int(np.ceil(self.config.keep * (len(means) - 1)))
+        return [0, *sorted(alive, key=lambda run: (-means[run], run))[:count]]
+
+    def _rates(self, slots: int) -> np.ndarray:
+        return np.full(slots, self.config.learning_rate, np.float32)
+
+    def _draw(self, seed: int) -> list[BatchPlan]:
+        """The batches of every block, the same whenever the seed is."""
+        size, blocks = self.config.rung_steps, sum(self.config.rungs)
+        plan = draw_batches(
+            seed, self.buckets, self.folds, self.config.folds, size * blocks,
+            self.config.queries_per_step,
+        )  # fmt: skip
+        return [plan.part(b * size, (b + 1) * size) for b in range(blocks)]
+
+
+def _outcome(values: np.ndarray, steps: int, reference: np.ndarray) -> Outcome:
+    differences = values - reference
+    if not np.all(np.isfinite(differences)):
+        return Outcome(-np.inf, np.inf, float("nan"), steps, differences)
+    error = differences.std(ddof=1) / np.sqrt(len(differences))
+    return Outcome(
+        float(differences.mean()), float(error), float(values.mean()), steps, differences
+    )
+
+
+def _ordered_by_rung(outcomes: list[Outcome]) -> list[Outcome]:
+    """Caps rewards, so that none that a rung stopped is above one that it let pass."""
+    ordered = list(outcomes)
+    cap = np.inf
+    for steps in sorted({outcome.steps for outcome in outcomes}, reverse=True):
+        level = [k for k, outcome in enumerate(outcomes) if outcome.steps == steps]
+        for k in level:
+            ordered[k] = ordered[k]._replace(reward=min(ordered[k].reward, cap))
+        cap = min((r for k in level if np.isfinite(r := ordered[k].reward)), default=cap)
+    return ordered

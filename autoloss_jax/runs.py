@@ -1,9 +1,10 @@
 """A run is a folder: its configuration, lock, ledger and checkpoints, safe against any crash.
 
-One process writes a run folder, and holds its lock meanwhile; on many hosts that is process 0.
+One process writes a run folder, and holds its lock meanwhile; of several it is the first one.
 Killed at any instant, it leaves a folder that the same configuration opens again and goes on from.
 """
 
+import base64
 import contextlib
 import datetime
 import fcntl
@@ -24,6 +25,7 @@ import jax
 from absl import logging
 from flax import serialization
 
+from autoloss_jax import processes
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import (
     append_ledger,
@@ -72,13 +74,17 @@ def _version(package: str) -> str:
 
 
 def fingerprint() -> dict[str, Any]:
-    """What the last bits of a result depend on: versions, devices, the CPU's instructions."""
+    """What the last bits of a result depend on: versions, devices, the CPU's instructions.
+
+    How many devices and processes there are changes no bit on CPUs. Elsewhere nobody has shown it.
+    """
+    backend = jax.default_backend()
+    count = {} if backend == "cpu" else {"devices": jax.device_count()}
     return {
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
-        "platform": jax.default_backend(),
+        "platform": backend,
         "device": jax.local_devices()[0].device_kind,
-        "local_devices": jax.local_device_count(),
-        "processes": jax.process_count(),
+        **count,
         "cpu": _cpu(),
     }
 
@@ -119,6 +125,16 @@ def _decode_checkpoint(content: bytes) -> Any:
     if header + b"\n" != expected:
         raise ValueError("its sha256 does not match its content")
     return serialization.msgpack_restore(payload)
+
+
+def encode_state(state: Any) -> str:
+    """The state of a checkpoint as text, for other processes."""
+    return base64.b64encode(_encode_checkpoint(state)).decode()
+
+
+def decode_state(text: str, template: Any) -> Any:
+    """The state in a text of `encode_state`, with the types of the template."""
+    return serialization.from_state_dict(template, _decode_checkpoint(base64.b64decode(text)))
 
 
 def _now() -> str:
@@ -366,3 +382,21 @@ class RunFolder:
             if match := _CHECKPOINT_NAME.fullmatch(path.name):
                 found.append((int(match[1]), path))
         return sorted(found, reverse=True)
+
+
+@contextlib.contextmanager
+def open_run(
+    path: str | os.PathLike[str], config: Any, *, about: Mapping[str, Any] | None = None
+) -> Iterator[RunFolder | None]:
+    """`RunFolder.open` in the first process, None in the others.
+
+    Raises AutolossError in every process if the first one cannot open the folder.
+    """
+    with contextlib.ExitStack() as resources:
+        opened: list[RunFolder] = []
+
+        def open_first() -> None:
+            opened.append(resources.enter_context(RunFolder.open(path, config, about=about)))
+
+        processes.from_first(open_first)
+        yield opened[0] if opened else None

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from autoloss_jax import canaries
+from autoloss_jax import canaries, processes
 from autoloss_jax.candidates import Candidates, Judgement
 from autoloss_jax.data import TRANSFORMS, Dataset, ListBatch, Queries, fit_scaling
 from autoloss_jax.errors import AutolossError
@@ -28,9 +28,10 @@ from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, resolve_loss
 from autoloss_jax.metrics import MetricPerQuery
 from autoloss_jax.models import describe_model, make_model
+from autoloss_jax.profile import Profile
 from autoloss_jax.proposers import make_proposer
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
-from autoloss_jax.runs import RunFolder
+from autoloss_jax.runs import RunFolder, decode_state, encode_state, open_run
 from autoloss_jax.screening import make_probe
 from autoloss_jax.training import RunState
 
@@ -136,6 +137,7 @@ def search(
     metric: MetricPerQuery | None = None,
     out: str | None = None,
     placement: str = "auto",
+    profile: Profile | None = None,
     on_round: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Searches a loss on the training queries of the data set's first fold.
@@ -151,6 +153,7 @@ def search(
         queries on which it is False do not count. The ledger has its mean under `metric`.
       out: the run folder; a search that was interrupted there goes on. None writes nothing.
       placement: of the data, one of `feed.PLACEMENTS`; it changes no result.
+      profile: takes the time of each stage, while it is `measuring`.
       on_round: called after each round.
 
     Raises:
@@ -166,7 +169,7 @@ def search(
     if out is None:
         return run_search(
             queries, config, None, model=model, metric=metric, placement=placement,
-            on_round=on_round,
+            profile=profile, on_round=on_round,
         )  # fmt: skip
     if name == "":
         raise AutolossError(
@@ -179,10 +182,10 @@ def search(
     if name:
         settings["metric"] = name
     described = {"data": {"name": dataset.name, "sha256": dataset.sha256}, "search": settings}
-    with RunFolder.open(out, described) as folder:
+    with open_run(out, described) as folder:
         return run_search(
             queries, config, folder, model=model, metric=metric, placement=placement,
-            on_round=on_round,
+            profile=profile, on_round=on_round,
         )  # fmt: skip
 
 
@@ -204,20 +207,26 @@ def run_search(
     model: nn.Module | None = None,
     metric: MetricPerQuery | None = None,
     placement: str = "auto",
+    profile: Profile | None = None,
     on_round: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Phase I on scaled training queries, in an open run folder.
 
     `model` and `metric` take the place of what the config names, see `search`.
+
+    On several processes all call this, with the folder in the first one and None in the others.
     """
     config.check()
-    done = None if folder is None else _read_finished(folder)
+    done = processes.from_first(lambda: None if folder is None else _read_finished(folder))
     if done is not None:
-        return done
-    state = _Search(queries, config, model or make_model(config.model), metric, folder, placement)
+        return _finished(done)
+    state = _Search(
+        queries, config, model or make_model(config.model), metric, folder, placement, profile
+    )
     state.resume()
     state.check_metric()
     while state.trained < config.budget:
+        processes.stop_together()
         if state.barren_rounds >= BARREN_ROUNDS:
             logging.warning(
                 "stopped after %d of %d candidates: the last %d rounds proposed no new loss",
@@ -230,15 +239,19 @@ def run_search(
     return state.finish()
 
 
-def _read_finished(folder: RunFolder) -> SearchResult | None:
+def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / FINALISTS_FILE
     if not path.exists():
         return None
+    return {"finalists": read_json(path)["finalists"], "records": folder.read_ledger()}
+
+
+def _finished(content: dict[str, Any]) -> SearchResult:
     finalists = [
         Finalist(parse(f["formula"]), f["reward"], f["reward_se"], f["selection_reward"])
-        for f in read_json(path)["finalists"]
+        for f in content["finalists"]
     ]
-    return SearchResult(finalists, folder.read_ledger())
+    return SearchResult(finalists, content["records"])
 
 
 class _Search:
@@ -247,19 +260,22 @@ class _Search:
     def __init__(
         self, queries: Queries, config: SearchConfig, model: nn.Module,
         metric: MetricPerQuery | None, folder: RunFolder | None, placement: str,
+        profile: Profile | None,
     ) -> None:  # fmt: skip
         self.config = config
         self.folder = folder
+        self.profile = profile or Profile()
         self.reference = resolve_loss(config.reference)
         capacity = max(config.proposals, config.hall_of_fame)
         self.metric = metric
         self.proxy = ProxyTraining(
-            queries, model, self.reference, config.proxy, capacity, config.seed, placement, metric
-        )
+            queries, model, self.reference, config.proxy, capacity, config.seed, placement, metric,
+            self.profile,
+        )  # fmt: skip
         self.proposer = make_proposer(config.proposer, max_tokens=config.max_tokens)
         self.proposer_state = self.proposer.init(config.seed)
         self.rounds = 0
-        self.candidates = Candidates(make_probe(queries, config.seed))
+        self.candidates = Candidates(make_probe(queries, config.seed), self.profile)
         self.records: list[dict[str, Any]] = []
         # The models of the alternating schedule, how good they are, and how many came before.
         self.models: RunState | None = None
@@ -283,10 +299,15 @@ class _Search:
     def round(self) -> Progress:
         """Proposes, judges, trains and rewards one batch of losses, and records it."""
         started = time.monotonic()
-        proposer_state, tokens = self.proposer.propose(self.proposer_state, self.config.proposals)
-        losses = [simplify(from_tokens(row)) for row in tokens]
-        judged = self.candidates.judge(losses)
+        with self.profile.stage("sampling"):
+            proposer_state, tokens = self.proposer.propose(
+                self.proposer_state, self.config.proposals
+            )
+        with self.profile.stage("deduplication"):
+            losses = [simplify(from_tokens(row)) for row in tokens]
+            judged = self.candidates.judge(losses)
         fresh = [loss for loss, judgement in judged.items() if not judgement.status]
+        processes.agree(f"list of candidates in round {self.rounds}", [str(x) for x in fresh])
         outcomes = self._train(fresh).outcomes if fresh else []
         seconds = time.monotonic() - started
         trained = {
@@ -296,7 +317,8 @@ class _Search:
         self.candidates.learn({loss: o.reward for loss, o in zip(fresh, outcomes, strict=True)})
         self.candidates.share(judged)
         rewards = np.array([self.candidates.reward(loss) for loss in losses])
-        self.proposer_state, metrics = self.proposer.observe(proposer_state, tokens, rewards)
+        with self.profile.stage("update"):
+            self.proposer_state, metrics = self.proposer.observe(proposer_state, tokens, rewards)
         self._record(losses, judged, trained)
         return self._progress(metrics, seconds)
 
@@ -382,20 +404,30 @@ class _Search:
 
     def resume(self) -> None:
         """Goes on from the folder's last checkpoint, if there is one."""
-        found = None if self.folder is None else self.folder.latest_checkpoint(self._state())
-        if self.folder is None:
+        saved = processes.from_first(self._read_saved)
+        if saved is None:
             return
-        if found is None:
-            self.folder.truncate_ledger(0)
-            return
-        self.rounds, state = found
-        self.folder.truncate_ledger(state["records"])
-        self.records = self.folder.read_ledger()
+        state = decode_state(saved["state"], self._state())
+        self.rounds, self.records = saved["round"], saved["records"]
         self.proposer_state = state["proposer"]
         self.models = jax.tree.map(jnp.asarray, state["models"]) if state["has_models"] else None
         self.models_ndcg, self.lifetime = float(state["models_ndcg"]), int(state["lifetime"])
         self.candidates.restore(self.records)
         logging.info("resumed after round %d: %d candidates trained", self.rounds, self.trained)
+
+    def _read_saved(self) -> dict[str, Any] | None:
+        """What the folder knows of this search; what is not in a checkpoint is done again."""
+        if self.folder is None:
+            return None
+        found = self.folder.latest_checkpoint(self._state())
+        self.folder.truncate_ledger(0 if found is None else found[1]["records"])
+        if found is None:
+            return None
+        return {
+            "round": found[0],
+            "state": encode_state(found[1]),
+            "records": self.folder.read_ledger(),
+        }
 
     # --- the end ---
 

@@ -24,7 +24,7 @@ EXHAUSTED = "RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore lines
 
 @pytest.fixture(scope="module")
 def queries():
-    data = synthetic(num_queries=40, num_features=4, list_length=(3, 6))
+    data = synthetic(num_queries=40, num_features=6, list_length=(3, 6))
     return scale_fold(data.folds[0]).train
 
 
