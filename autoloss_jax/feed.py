@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from autoloss_jax import processes
 from autoloss_jax.data import BatchPlan, Buckets, ListBatch
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.training import RunState, fetch, local_copy, replicate
@@ -46,7 +47,10 @@ class Feed:
         """
         check_placement(placement)
         self.buckets = buckets
-        self.resident = fits(buckets, mesh) if placement == "auto" else placement == "resident"
+        # One answer for all processes: it decides how often they meet.
+        self.resident = placement == "resident" or (
+            placement == "auto" and processes.from_first(lambda: fits(buckets, mesh))
+        )
         self._mesh = mesh
         self._batches: Batches = ()
         if self.resident:
@@ -140,7 +144,7 @@ def fits(buckets: Buckets, mesh: Mesh) -> bool:
 
     A CPU device reports no memory of its own: there HOST_BYTES are the limit.
     """
-    stats = mesh.devices.flat[0].memory_stats() or {}
+    stats = mesh.local_devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return buckets.nbytes <= DEVICE_SHARE * stats["bytes_limit"]
     return buckets.nbytes <= HOST_BYTES

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -79,7 +80,7 @@ def start(
     }
     missing = [name for name, value in given.items() if value is None]
     found = launcher()
-    if len(missing) == len(given) and (found is None or jax.distributed.is_initialized()):
+    if len(missing) == len(given) and (found is None or joined()):
         return
     if missing and len(missing) < len(given):
         raise AutolossError(
@@ -90,8 +91,8 @@ def start(
         _check(str(coordinator_address), int(num_processes or 0), int(process_id or 0))
         if num_processes == 1:
             return
-    if jax.config.jax_platforms in (None, "", "cpu"):
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Concerns CPU devices only, which exchange nothing by default.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             **given,  # type: ignore[arg-type]
@@ -123,6 +124,11 @@ def _check(coordinator_address: str, num_processes: int, process_id: int) -> Non
         )
 
 
+def joined() -> bool:
+    """Whether this process has joined others."""
+    return bool(jax.distributed.is_initialized())
+
+
 def several() -> bool:
     """Whether there is more than one process."""
     return jax.process_count() > 1
@@ -143,8 +149,7 @@ def gather(text: str) -> list[str]:
     padded[: len(data)] = np.frombuffer(data, np.uint8)
     rows = _meet(padded)
     return [
-        row[:size].tobytes().decode(errors="replace")
-        for row, size in zip(rows, sizes, strict=True)
+        row[:size].tobytes().decode(errors="replace") for row, size in zip(rows, sizes, strict=True)
     ]
 
 
@@ -174,12 +179,36 @@ def from_first(read: Callable[[], Result]) -> Result:
     return result
 
 
+def together(work: Callable[[], Result]) -> Result:
+    """What `work` returns; every process calls it, and all end if it is refused to one.
+
+    `work` must not call what waits for other processes. Raises AutolossError.
+    """
+    if not several():
+        return work()
+    refusal = ""
+    result: list[Result] = []
+    try:
+        result.append(work())
+    except AutolossError as error:
+        refusal = str(error)
+    refusals = gather(refusal)
+    if refusal:
+        raise AutolossError(refusal)
+    for process, other in enumerate(refusals):
+        if other:
+            raise AutolossError(f"process {process} ended: {other}")
+    return result[0]
+
+
 def agree(what: str, value: Any) -> None:
-    """Makes sure that all processes have the same.
+    """Makes sure that all processes have the same JSON value.
 
     Raises:
       AutolossError: in every process, naming one that differs from the first.
     """
+    if not several():
+        return
     digest = hashlib.sha256(json.dumps(to_jsonable(value), sort_keys=True).encode()).hexdigest()
     digests = gather(digest)
     for process, other in enumerate(digests):
@@ -199,17 +228,25 @@ def stop_together() -> None:
         raise Preempted
 
 
+def prefix() -> str:
+    """What messages begin with in a process other than the first."""
+    number = jax.process_index() if joined() else 0
+    return f"process {number}: " if number else ""
+
+
 def leave(status: int) -> None:
     """Ends this process at once if it has failed and others would wait for it to finish.
 
     They then learn of it from the connections that break, or from the missing heartbeat.
     """
-    if status and jax.distributed.is_initialized():
+    if status and joined():
         _end(status)
 
 
 def _end(status: int) -> NoReturn:
     logging.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 
@@ -217,4 +254,3 @@ def lost(error: BaseException) -> bool:
     """Whether an error of JAX says that another process is gone."""
     words = ("Gloo", "gloo", "Connection closed", "Connection reset", "UNAVAILABLE", "heartbeat")
     return isinstance(error, jax.errors.JaxRuntimeError) and any(w in str(error) for w in words)
-

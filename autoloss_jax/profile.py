@@ -7,6 +7,7 @@ from typing import Any
 
 from jax import monitoring
 
+PROFILE_FILE = "profile.json"
 STAGES = (
     "sampling",
     "deduplication",
@@ -26,11 +27,12 @@ _COMPILATION = "/jax/core/compile/backend_compile_duration"
 class Profile:
     """Seconds by stage. Every moment counts for one stage: the innermost that is open, or "host".
 
-    Compilation counts as such wherever it happens.
+    Compilation counts as such wherever it happens. `trained` counts the candidates.
     """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.trained = 0  # candidates
         self._open = ["host"]
         self._since = time.perf_counter()
         self._compiling = 0.0  # of the time since
@@ -64,19 +66,19 @@ class Profile:
         self.seconds[self._open[-1]] += now - self._since - compiling
         self._since, self._compiling = now, 0.0
 
-    def _compiled(self, event: str, duration: float, **_: Any) -> None:
+    def _compiled(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILATION:
-            self._compiling += duration
+            self._compiling += duration_secs
 
-    def described(self, trained: int) -> dict[str, Any]:
-        """What profile.json holds; `trained`: candidates trained meanwhile."""
+    def described(self) -> dict[str, Any]:
+        """What profile.json holds."""
         total = sum(self.seconds.values())
         running = total - self.seconds["compilation"]
         return {
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "total_seconds": round(total, 3),
-            "candidates_trained": trained,
-            "candidates_per_hour": round(3600 * trained / running) if running > 0 else None,
+            "candidates_trained": self.trained,
+            "candidates_per_hour": round(3600 * self.trained / running) if running > 0 else None,
         }
 
 

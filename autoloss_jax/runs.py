@@ -386,7 +386,11 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run(
-    path: str | os.PathLike[str], config: Any, *, about: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    config: Any,
+    *,
+    about: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
 ) -> Iterator[RunFolder | None]:
     """`RunFolder.open` in the first process, None in the others.
 
@@ -396,7 +400,8 @@ def open_run(
         opened: list[RunFolder] = []
 
         def open_first() -> None:
-            opened.append(resources.enter_context(RunFolder.open(path, config, about=about)))
+            folder = RunFolder.open(path, config, about=about, environment=environment)
+            opened.append(resources.enter_context(folder))
 
         processes.from_first(open_first)
         yield opened[0] if opened else None

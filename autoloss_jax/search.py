@@ -309,6 +309,7 @@ class _Search:
         fresh = [loss for loss, judgement in judged.items() if not judgement.status]
         processes.agree(f"list of candidates in round {self.rounds}", [str(x) for x in fresh])
         outcomes = self._train(fresh).outcomes if fresh else []
+        self.profile.trained += len(fresh)
         seconds = time.monotonic() - started
         trained = {
             loss: _trained(outcome, seconds / len(fresh), self.metric is not None)

@@ -166,11 +166,8 @@ class Trainer:
           losses, rates, active: of every slot; a batch without an active slot rests.
         """
         runs = list(runs)
-        placed = [
-            place_runs(self.mesh, jax.tree.map(lambda x: np.asarray(x)[part], arrays))
-            for part in self._parts()
-            for arrays in [(losses, rates, active)]
-        ]
+        arrays = jax.tree.map(np.asarray, (losses, rates, active))
+        placed = [self._place(arrays, part) for part in self._parts()]
         for block in feed.blocks(plans):
             for k, part in enumerate(self._parts()):
                 if active[part].any():
@@ -191,7 +188,7 @@ class Trainer:
             if not active[part].any():
                 values.append(None)
                 continue
-            placed = place_runs(self.mesh, active[part])
+            placed = self._place(active, part)
             values.append(feed.evaluate(evaluate, self._wake(states), placed, plan))
         known = next(v for v in values if v is not None)
         return np.concatenate([np.full_like(known, np.nan) if v is None else v for v in values])
@@ -203,9 +200,7 @@ class Trainer:
         # Several batches meet on the host only, for no device may hold them all.
         batches = [jax.tree.map(fetch, self._wake(states)) for states in runs]
         every = jax.tree.map(lambda *x: np.concatenate(x, 1), *batches)
-        return [
-            self._rest(spread_runs(self.mesh, every, order[part])) for part in self._parts()
-        ]
+        return [self._rest(spread_runs(self.mesh, every, order[part])) for part in self._parts()]
 
     def choose(self, better: np.ndarray, runs: Runs, others: Runs) -> Runs:
         """The runs where bool[replicates, slots] is true, the others elsewhere."""
@@ -226,6 +221,10 @@ class Trainer:
 
     def _wake(self, states: RunState) -> RunState:
         return _to_memory(states, "device") if self.batch < self.slots else states
+
+    def _place(self, arrays: Any, part: slice) -> Any:
+        """The slots `part` of arrays, on the devices."""
+        return place_runs(self.mesh, jax.tree.map(lambda x: x[part], arrays))
 
     def _parts(self) -> Iterator[slice]:
         """The slots of each batch."""

@@ -191,7 +191,7 @@ def init_run(training: RankerTraining, seed: int, replicates: int, batch: ListBa
     return jax.tree.map(lambda x: x[:, None], states)
 
 
-def spread_runs(mesh: Mesh, states: RunState, order: np.ndarray) -> RunState:
+def spread_runs(mesh: Mesh, states: Any, order: np.ndarray) -> Any:
     """The runs `order` of states that every process has, laid out over the mesh.
 
     A run may be taken several times. What is laid out already is moved by `reorder_runs`.

@@ -293,7 +293,8 @@ def test_flags_reach_the_configurations():
 def plan(command, *arguments):
     flags = CommandFlags(command)
     flags.parse([str(argument) for argument in arguments])
-    return plans.make_plan(command, [str(argument) for argument in arguments], flags.values)
+    own = plans.has_finalists(command, flags.values.out)
+    return plans.make_plan(command, [str(a) for a in arguments], flags.values, own)
 
 
 def test_found_losses_are_not_tested_on_what_their_search_has_seen(data):

@@ -5,9 +5,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+import jax
+
+from autoloss_jax import processes
 from autoloss_jax.cli.commands import execute
 from autoloss_jax.cli.flags import CommandFlags
 from autoloss_jax.cli.help import SUMMARIES, explanation, overview
@@ -26,6 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the program's name and its arguments; those of the process by default.
     """
     arguments = list(sys.argv if argv is None else argv)[1:]
+    try:
+        status = _run(arguments)
+    except Exception:
+        if not processes.joined():
+            raise
+        traceback.print_exc()
+        status = 1
+    if status:
+        processes.leave(status)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     going_on: list[str] = []
     try:
         with _signals():
@@ -38,10 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         return _fail(1, f"autoloss: {error}")
-    except _Stopped as stopped:
-        number = signal.Signals(stopped.args[0])
+    except (_Stopped, processes.Preempted) as stopped:
+        number = signal.Signals(stopped.args[0] if stopped.args else signal.SIGTERM)
         hint = f"; to go on: {going_on[0]}" if going_on else ", before anything was begun"
         return _fail(128 + number, f"autoloss: stopped by {number.name}{hint}")
+    except jax.errors.JaxRuntimeError as error:
+        if not processes.lost(error):
+            raise
+        return _fail(1, f"autoloss: another process is gone, so this one ends too: {error}")
     return 0
 
 
@@ -72,7 +93,7 @@ def _is_negative_formula(argument: str) -> bool:
 
 
 def _fail(status: int, message: str) -> int:
-    print(message, file=sys.stderr)
+    print(processes.prefix() + message, file=sys.stderr, flush=True)
     return status
 
 

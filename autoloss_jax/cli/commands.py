@@ -1,5 +1,7 @@
 """What each command does, once its flags are read."""
 
+import contextlib
+import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -7,13 +9,15 @@ import jax
 from absl import flags, logging
 from rich.console import Console
 
+from autoloss_jax import processes
 from autoloss_jax.cli.data_summary import print_summary
 from autoloss_jax.cli.flags import WORKING_COMMANDS
 from autoloss_jax.cli.machine import set_compilation_cache, set_devices
-from autoloss_jax.cli.plans import Plan, load_data, make_plan
+from autoloss_jax.cli.plans import Plan, has_finalists, load_data, make_plan
 from autoloss_jax.cli.progress import (
     METRICS_FOLDER,
     Reporter,
+    StandardError,
     logging_to_stderr,
     tensorboard_writer,
 )
@@ -23,12 +27,13 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import interpreter_in_use, using_interpreter
 from autoloss_jax.explain import explain
 from autoloss_jax.export import export_source, write_best_loss
-from autoloss_jax.files import read_json
+from autoloss_jax.files import read_json, write_json
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED
+from autoloss_jax.profile import PROFILE_FILE, Profile, profile_table
 from autoloss_jax.report import effectiveness_table, finalists_table, write_report
 from autoloss_jax.report.reading import read_run
-from autoloss_jax.runs import RunFolder
+from autoloss_jax.runs import RunFolder, fingerprint, open_run
 from autoloss_jax.search import FINALISTS_FILE, run_search
 
 BEST_LOSS_FILE = "best_loss.py"
@@ -73,22 +78,34 @@ def _work(command: str, arguments: Sequence[str], values: flags.FlagValues, go_o
         if values.tensorboard:
             tensorboard_writer(None)
         set_devices(values.devices)
-        plan = make_plan(command, arguments, values)
+        processes.start(values.coordinator_address, values.num_processes, values.process_id)
+        if not processes.is_first():
+            handler.setLevel(std_logging.ERROR)
+        own = processes.from_first(lambda: has_finalists(command, values.out))
+        plan = processes.together(lambda: make_plan(command, arguments, values, own))
         set_compilation_cache(values.compilation_cache)
         environment = {"interpreter": interpreter_in_use()}
-        with RunFolder.open(
+        processes.agree("configuration", [plan.described(), fingerprint(), environment])
+        with open_run(
             plan.out, plan.described(), about=plan.about(), environment=environment
         ) as folder:
             go_on(plan.command)
-            _log_start(plan, folder)
-            metrics = folder.path / METRICS_FOLDER
-            writer = tensorboard_writer(metrics) if values.tensorboard else None
-            with Reporter(handler, bars=sys.stderr.isatty(), writer=writer) as reporter:
+            if folder is not None:
+                _log_start(plan, folder)
+            with _reporter(handler, folder, values.tensorboard) as reporter:
                 if command != "test":
-                    _search(plan, folder, reporter)
+                    _search(plan, folder, reporter, values.profile)
                 if command != "search":
                     _test(plan, folder, reporter)
-            _conclude(folder)
+            processes.from_first(lambda: None if folder is None else _conclude(folder))
+
+
+def _reporter(handler: StandardError, folder: RunFolder | None, tensorboard: bool) -> Reporter:
+    """What shows the progress, in the process that has the folder."""
+    if folder is None:
+        return Reporter(handler, bars=False)
+    writer = tensorboard_writer(folder.path / METRICS_FOLDER) if tensorboard else None
+    return Reporter(handler, bars=sys.stderr.isatty(), writer=writer)
 
 
 def _log_start(plan: Plan, folder: RunFolder) -> None:
@@ -97,34 +114,45 @@ def _log_start(plan: Plan, folder: RunFolder) -> None:
     fold = plan.search_fold
     logging.info(
         "%s %s: %s, %d features; %d training, %d validation and %d test queries in %s; "
-        "%d %s devices",
+        "%d %s devices of %d processes",
         "going on in" if folder.resumed else "writing to", folder.path, plan.dataset.name,
         plan.dataset.num_features, len(fold.train), len(fold.validation), len(fold.test),
-        fold.name, jax.device_count(), jax.default_backend(),
+        fold.name, jax.device_count(), jax.default_backend(), jax.process_count(),
     )  # fmt: skip
 
 
-def _search(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
-    if (folder.path / FINALISTS_FILE).exists():
+def _is_there(folder: RunFolder | None, name: str) -> bool:
+    """Whether the run folder has a file, in every process."""
+    return processes.from_first(lambda: folder is not None and (folder.path / name).exists())
+
+
+def _search(plan: Plan, folder: RunFolder | None, reporter: Reporter, with_profile: bool) -> None:
+    if _is_there(folder, FINALISTS_FILE):
         logging.info("the search is finished already")
         return
     reporter.begin("search")
     train = scale_fold(plan.search_fold, plan.search.features).train
-    result = run_search(
-        train, plan.search, folder, placement=plan.placement, on_round=reporter.on_round
-    )
+    profile = Profile()
+    with profile.measuring() if with_profile else contextlib.nullcontext():
+        result = run_search(
+            train, plan.search, folder, placement=plan.placement, profile=profile,
+            on_round=reporter.on_round,
+        )  # fmt: skip
     trained = sum(record["status"] == "trained" for record in result.records)
     logging.info("search: %d candidates trained, %d finalists", trained, len(result.finalists))
+    if with_profile and folder is not None:
+        described = profile.described()
+        write_json(folder.path / PROFILE_FILE, described)
+        logging.info("%s", profile_table(described))
 
 
-def _test(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
-    if (folder.path / EFFECTIVENESS_FILE).exists():
+def _test(plan: Plan, folder: RunFolder | None, reporter: Reporter) -> None:
+    if _is_there(folder, EFFECTIVENESS_FILE):
         logging.info("the test is finished already")
         return
     found = [parse(formula) for formula in plan.losses.found]
     if plan.losses.finalists:
-        rows = read_json(folder.path / FINALISTS_FILE)["finalists"]
-        found = [*(parse(row["formula"]) for row in rows), *found]
+        found = [*map(parse, processes.from_first(lambda: _formulas(folder))), *found]
     losses = contenders(list(dict.fromkeys(found)), plan.losses.hand_designed)
     logging.info(
         "test: %d found and %d hand-designed losses%s on %s",
@@ -138,6 +166,12 @@ def _test(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
         on_progress=reporter.on_test,
     )  # fmt: skip
     reporter.on_tested(result)
+
+
+def _formulas(folder: RunFolder | None) -> list[str]:
+    """The finalists of the run's own search."""
+    rows = read_json(folder.path / FINALISTS_FILE)["finalists"] if folder is not None else []
+    return [row["formula"] for row in rows]
 
 
 def _conclude(folder: RunFolder) -> None:

@@ -297,11 +297,28 @@ class CommandFlags:
                 "what runs the losses of candidates: XLA, or one GPU kernel, which without a GPU "
                 "is interpreted, slowly. 'auto' takes the kernel on a GPU on which it works",
             ),
+            self._bool(
+                "profile",
+                "print where the time of the search goes, and write it to profile.json",
+            ),
             self._text(
                 "compilation_cache",
                 None,
                 "a folder that keeps compiled programs, or 'none'. By default autoloss_jax in the "
                 "user's cache folder. Whoever can write to it can run code here",
+            ),
+        )
+        self._section(
+            "Several processes. Slurm, Open MPI and TPU pods need none of these flags",
+            self._text(
+                "coordinator_address", None, "host:port of process 0, the same in all of them"
+            ),
+            self._number("num_processes", None, _Number(int, 1), "how many there are"),
+            self._number(
+                "process_id",
+                None,
+                _Number(int, 0),
+                "which one this is, counted from 0; process 0 writes the run folder and prints",
             ),
         )
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags, logging
 
 from autoloss_jax.cli.flags import effectiveness_config, search_config
@@ -85,17 +86,23 @@ class Plan:
 
     def about(self) -> dict[str, Any]:
         """What config.json says besides."""
-        return {"command": self.command, "data_name": self.dataset.name}
+        machine = {"devices": jax.device_count(), "processes": jax.process_count()}
+        return {"command": self.command, "data_name": self.dataset.name, "machine": machine}
 
 
-def make_plan(command: str, arguments: Sequence[str], values: flags.FlagValues) -> Plan:
-    """Reads the data and checks every setting. Raises AutolossError; writes to the cache only."""
+def make_plan(
+    command: str, arguments: Sequence[str], values: flags.FlagValues, own_finalists: bool = True
+) -> Plan:
+    """Reads the data and checks every setting. Raises AutolossError; writes to the cache only.
+
+    `own_finalists`: whether the run folder has, or will have, finalists to test (`has_finalists`).
+    """
     search, effectiveness = search_config(values), effectiveness_config(values)
     if search.reference not in LOSSES:  # however the formula is spelled
         search = replace(search, reference=str(resolve_loss(search.reference)))
     if command == "search" and values.loss + [*filter(None, [values["from"].value])]:
         raise AutolossError("--loss and --from are for `autoloss test` and `autoloss run`")
-    losses = _losses(command, values)
+    losses = _losses(values, own_finalists)
     with held_back() as notes:
         dataset = load_data(values.data, values)
     searched, tested = _choose_folds(dataset, values, losses, notes)
@@ -120,20 +127,19 @@ def load_data(source: str | None, values: flags.FlagValues) -> Dataset:
     return load_dataset(source, cache=cache, verify=values.verify_data)
 
 
-def _losses(command: str, values: flags.FlagValues) -> Tested:
+def _losses(values: flags.FlagValues, own_finalists: bool) -> Tested:
     """The losses to test; a given one that has a name counts as hand-designed."""
     names = _hand_designed(values.hand_designed)
     names += [_usual_name(text) for text in values.loss if text in LOSSES]
     found = [str(resolve_loss(text)) for text in values.loss if text not in LOSSES]
     if values["from"].value:
         found += finalists_of(values["from"].value)
-    finalists = command != "test" or _is_searched(values.out)
     if not names:
         raise AutolossError(
             "--hand_designed none: expected at least one hand-designed loss to compare with; give "
             "one by --loss"
         )
-    return Tested(finalists, tuple(dict.fromkeys(found)), tuple(dict.fromkeys(names)))
+    return Tested(own_finalists, tuple(dict.fromkeys(found)), tuple(dict.fromkeys(names)))
 
 
 def _hand_designed(text: str) -> list[str]:
@@ -161,8 +167,10 @@ def finalists_of(folder: str) -> list[str]:
     return [str(parse(row["formula"])) for row in finalists["finalists"]]
 
 
-def _is_searched(out: str | None) -> bool:
-    """Whether `test` is to go on where `search` ended, in the same folder."""
+def has_finalists(command: str, out: str | None) -> bool:
+    """Whether the run folder has finalists of its own; `test` may go on where `search` ended."""
+    if command != "test":
+        return True
     if out is None or not (Path(out) / CONFIG_FILE).exists():
         return False
     stored = read_json(Path(out) / CONFIG_FILE)

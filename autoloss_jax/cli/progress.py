@@ -24,7 +24,7 @@ METRICS_FOLDER = "metrics"
 _LIBRARY_LOGGER = "autoloss_jax"
 
 
-class _StandardError(std_logging.Handler):
+class StandardError(std_logging.Handler):
     """Writes to what sys.stderr is at the time, which a progress bar replaces.
 
     quiet: whether to leave out the lines about progress, since a bar shows it.
@@ -38,9 +38,9 @@ class _StandardError(std_logging.Handler):
 
 
 @contextlib.contextmanager
-def logging_to_stderr() -> Iterator[_StandardError]:
+def logging_to_stderr() -> Iterator[StandardError]:
     """Shows what absl and the library log, from INFO on, on standard error."""
-    handler = _StandardError()
+    handler = StandardError()
     handler.setFormatter(std_logging.Formatter("%(message)s"))
     loggers = [logging.get_absl_logger(), std_logging.getLogger(_LIBRARY_LOGGER)]
     before = [(logger.level, logger.propagate) for logger in loggers]
@@ -95,7 +95,7 @@ class Reporter:
     on_round, on_test: what `run_search` and `run_effectiveness` call.
     """
 
-    def __init__(self, handler: _StandardError, *, bars: bool, writer: Any = None) -> None:
+    def __init__(self, handler: StandardError, *, bars: bool, writer: Any = None) -> None:
         self._handler = handler
         self._writer = writer
         self._shown = -math.inf
