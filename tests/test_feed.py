@@ -213,7 +213,7 @@ def test_every_query_is_evaluated_once(buckets, small_pieces):
 def test_where_data_fit(buckets, caplog):
     def mesh(count, **stats):
         device = SimpleNamespace(memory_stats=lambda: stats or None)
-        return SimpleNamespace(size=count, devices=np.array([device] * count))
+        return SimpleNamespace(local_devices=[device] * count)
 
     assert buckets.nbytes == sum(x.nbytes for batch in buckets.batches for x in batch)
     for share, expected in ((2.1, True), (1.9, False)):

@@ -28,13 +28,24 @@ def queries():
     return scale_fold(data.folds[0]).train
 
 
-def make_proxy(queries, capacity=17):
-    return ProxyTraining(queries, Linear(), LOSSES["softmax"], CONFIG, capacity, seed=0)
+@pytest.fixture(scope="module")
+def make_proxy():
+    """Makes proxy trainings that share their compiled programs."""
+    first = None
+
+    def make():
+        nonlocal first
+        proxy = ProxyTraining(queries, Linear(), LOSSES["softmax"], CONFIG, 17, seed=0)
+        first = first or proxy.trainer
+        proxy.trainer._train, proxy.trainer._evaluate = first._train, first._evaluate
+        return proxy
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def expected(queries):
-    return make_proxy(queries).run(CANDIDATES, seed=1)
+def expected(make_proxy):
+    return make_proxy().run(CANDIDATES, seed=1)
 
 
 class Limited:
@@ -64,8 +75,8 @@ def assert_same_round(given, expected):
 
 
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError(EXHAUSTED), MemoryError()])
-def test_the_batch_is_halved_and_nothing_changes(queries, expected, error, caplog):
-    proxy = make_proxy(queries)
+def test_the_batch_is_halved_and_nothing_changes(make_proxy, expected, error, caplog):
+    proxy = make_proxy()
     limited = proxy.trainer._train = Limited(proxy.trainer._train, LEAST, error)
     assert proxy.trainer.batch == 24
     assert_same_round(proxy.run(CANDIDATES, seed=1), expected)
@@ -79,25 +90,25 @@ def test_the_batch_is_halved_and_nothing_changes(queries, expected, error, caplo
     assert set(limited.calls) == {8}
 
 
-def test_an_evaluation_that_does_not_fit_is_halved_too(queries, expected):
-    proxy = make_proxy(queries)
+def test_an_evaluation_that_does_not_fit_is_halved_too(make_proxy, expected):
+    proxy = make_proxy()
     proxy.trainer._evaluate = Limited(proxy.trainer._evaluate, 16)
     assert_same_round(proxy.run(CANDIDATES, seed=1), expected)
     assert proxy.trainer.batch == 16
 
 
-def test_a_program_that_is_predicted_not_to_fit_is_never_run(queries, expected, monkeypatch):
-    proxy = make_proxy(queries)
-    runs = []  # that were asked about: the need is said to be a byte for each
+def test_a_program_that_is_predicted_not_to_fit_is_never_run(make_proxy, expected, monkeypatch):
+    proxy = make_proxy()
+    # The need is said to be a byte for each run.
     monkeypatch.setattr("autoloss_jax.trainer.needed_memory", lambda compiled: proxy.trainer.batch)
     monkeypatch.setattr("autoloss_jax.trainer.free_memory", lambda device: 10)
     limited = proxy.trainer._train = Limited(proxy.trainer._train, 100)
     assert_same_round(proxy.run(CANDIDATES, seed=1), expected)
-    assert set(limited.calls) == {8}, runs
+    assert set(limited.calls) == {8}
 
 
-def test_the_smallest_batch_that_fails_ends_with_what_was_needed(queries, monkeypatch):
-    proxy = make_proxy(queries)
+def test_the_smallest_batch_that_fails_ends_with_what_was_needed(make_proxy, monkeypatch):
+    proxy = make_proxy()
     proxy.trainer._train = Limited(proxy.trainer._train, 0)
     message = r"out of memory with 8 runs at once, the fewest .*\(4 on each of 2 devices\): RESO"
     with pytest.raises(AutolossError, match=message) as failed:
@@ -107,11 +118,11 @@ def test_the_smallest_batch_that_fails_ends_with_what_was_needed(queries, monkey
     monkeypatch.setattr("autoloss_jax.trainer.free_memory", lambda device: 5_000_000)
     message = "training needs 7,000 MB on each device, and 5 MB are free"
     with pytest.raises(AutolossError, match=message):
-        make_proxy(queries).run(CANDIDATES, seed=1)
+        make_proxy().run(CANDIDATES, seed=1)
 
 
-def test_other_errors_are_not_taken_for_it(queries):
-    proxy = make_proxy(queries)
+def test_other_errors_are_not_taken_for_it(make_proxy):
+    proxy = make_proxy()
     other = jax.errors.JaxRuntimeError("INTERNAL: something else")
     proxy.trainer._train = Limited(proxy.trainer._train, 0, other)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
@@ -170,8 +181,8 @@ def test_an_accelerator_knows_its_own_memory():
 # --- slots ---
 
 
-def test_places_fill_one_batch_after_the_other_and_its_devices_in_turn(queries):
-    trainer = make_proxy(queries).trainer
+def test_places_fill_one_batch_after_the_other_and_its_devices_in_turn(make_proxy):
+    trainer = make_proxy().trainer
     trainer.batch = 8
     assert trainer.slots == 24
     assert [trainer.slot(k) for k in range(10)] == [0, 4, 1, 5, 2, 6, 3, 7, 8, 12]
