@@ -145,16 +145,22 @@ class Directions:
 
     def __init__(self) -> None:
         self._names: list[str] = []
-        self._rows: list[np.ndarray] = []
+        self._rows = np.empty((0, 0), np.float32)  # the first len(_names) are in use
 
     def add(self, name: str, direction: np.ndarray) -> None:
+        count = len(self._names)
+        if count == len(self._rows):  # twice as many rows, so that a long search copies each twice
+            grown = np.empty((max(64, 2 * count), direction.size), np.float32)
+            if count:
+                grown[:count] = self._rows
+            self._rows = grown
+        self._rows[count] = direction
         self._names.append(name)
-        self._rows.append(direction)
 
     def find(self, direction: np.ndarray) -> str | None:
         """The name of the known loss that points the same way, None if there is none."""
-        if not self._rows:
+        if not self._names:
             return None
-        cosines = np.stack(self._rows) @ direction
+        cosines = self._rows[: len(self._names)] @ direction
         best = int(np.argmax(cosines))
         return self._names[best] if cosines[best] >= SAME_DIRECTION else None

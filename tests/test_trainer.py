@@ -29,7 +29,7 @@ def queries():
 
 
 @pytest.fixture(scope="module")
-def make_proxy():
+def make_proxy(queries):
     """Makes proxy trainings that share their compiled programs."""
     first = None
 
