@@ -45,19 +45,12 @@ def compile_once():
     patch = pytest.MonkeyPatch()
 
     class Shared(ProxyTraining):
-<<<<<<< HEAD
-        def __init__(self, *args):
-            super().__init__(*args)
-            key = (self.slots, self.training.metric_cutoff, self.training.metric)
-            self._train, self._evaluate = made.setdefault(key, (self._train, self._evaluate))
-=======
         def __init__(self, *args, **settings):
             super().__init__(*args, **settings)
             trainer = self.trainer
-            key = trainer.slots, self.training.metric_cutoff
+            key = trainer.slots, self.training.metric_cutoff, self.training.metric
             both = made.setdefault(key, (trainer._train, trainer._evaluate))
             trainer._train, trainer._evaluate = both
->>>>>>> fc71d84 (Training: one program's bits for any number of devices; runs laid out without communication; the candidate batch is halved when memory runs out)
 
     patch.setattr(search_module, "ProxyTraining", Shared)
     yield made
