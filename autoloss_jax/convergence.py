@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from autoloss_jax import processes
 from autoloss_jax.data import (
     TRANSFORMS,
     BatchPlan,
@@ -34,15 +34,12 @@ from autoloss_jax.feed import Feed
 from autoloss_jax.gbdt import import_lightgbm
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.models import make_model
+from autoloss_jax.trainer import Runs, Trainer
 from autoloss_jax.training import (
     RankerTraining,
-    evaluate_runs,
     exact_score_gradient,
     init_run,
-    padded_count,
     program_score_gradient,
-    spread_runs,
-    train_runs,
 )
 
 
@@ -185,45 +182,53 @@ class LossGroup:
         rates = config.learning_rates
         gradient = program_score_gradient if batched else exact_score_gradient(losses[0])
         self._training = RankerTraining(model, gradient, config.metric_cutoff)
-        self._mesh = mesh
-        self._train = train_runs(self._training, self._mesh)
-        self._evaluate = evaluate_runs(self._training, self._mesh)
+        self._losses = list(losses) if batched else None
         self._count = len(losses) * len(rates)
-        self._runs = padded_count(self._count, self._mesh)
-        padded = np.minimum(np.arange(self._runs), self._count - 1)
-        self._programs = encode([losses[k] for k in padded // len(rates)]) if batched else None
-        self._rates = jnp.asarray(np.array(rates, np.float32)[padded % len(rates)])
+        self._trainer = Trainer(self._training, self._count, mesh=mesh)
 
     def converge(self, data: FoldData, tell: Callable[[float], None]) -> list[Converged]:
         """Trains losses x learning rates x seeds until none gets better on validation."""
-        config, runs = self._config, self._runs
-        start = init_run(self._training, config.seed, config.seeds, data.train.example)
-        states = spread_runs(self._mesh, start, np.zeros(runs, int))
-        best = jax.tree.map(jnp.copy, states.params)
-        best_value = np.full((config.seeds, runs), -np.inf)
-        best_step = np.zeros((config.seeds, runs), int)
+        return self._trainer.within_memory(lambda: self._converge(data, tell))
+
+    def _converge(self, data: FoldData, tell: Callable[[float], None]) -> list[Converged]:
+        config, trainer = self._config, self._trainer
+        programs, rates = self._occupy()
+        runs = trainer.spread(init_run(self._training, config.seed, config.seeds,
+                                       data.train.example))  # fmt: skip
+        best_value = np.full((config.seeds, trainer.slots), -np.inf)
+        best_step = np.zeros((config.seeds, trainer.slots), int)
+        best = trainer.choose(best_step > 0, _params(runs), _params(runs))  # a copy
         every = all_rows(data.validation.buckets, config.seeds)
         _, counted = plan_labels(data.validation.buckets, every)
         for step in range(config.block_steps, config.max_steps + 1, config.block_steps):
+            processes.stop_together()
             going = step - best_step.max(0) <= config.patience * config.block_steps
-            going &= np.arange(runs) < self._count
+            going &= np.arange(trainer.slots) < self._count
             if not going.any():
                 break
-            active = jnp.asarray(going)
-            for block in data.train.blocks([_plan(data, config, step)]):
-                states = self._train(states, self._programs, self._rates, active, *block)
-                jax.block_until_ready(states)
-            values = data.validation.evaluate(self._evaluate, states, active, every)
+            plans = [_plan(data, config, step)]
+            runs = trainer.train(runs, programs, rates, going, data.train, plans)
+            values = trainer.evaluate(runs, going, data.validation, every)
             means = np.array([values[:, s][:, counted[s]].mean(1)
                               for s in range(config.seeds)], np.float64)  # fmt: skip
             better = (np.nan_to_num(means, nan=-np.inf) > best_value) & going
             best_value = np.where(better, means, best_value)
             best_step = np.where(better, step, best_step)
-            best = _choose(better, states.params, best)
+            best = trainer.choose(better, _params(runs), best)
             tell(step / config.max_steps)
         return [self._chosen(k, best, best_value, best_step) for k in range(len(self.places))]
 
-    def _chosen(self, loss: int, params: Any, values: np.ndarray, steps: np.ndarray) -> Converged:
+    def _occupy(self) -> tuple[Any, np.ndarray]:
+        """The losses and learning rates of all slots; the last ones only fill a batch."""
+        rates = self._config.learning_rates
+        run = np.minimum(np.arange(self._trainer.slots), self._count - 1)
+        losses = self._losses
+        programs = encode([losses[k] for k in run // len(rates)]) if losses else None
+        return programs, np.array(rates, np.float32)[run % len(rates)]
+
+    def _chosen(
+        self, loss: int, params: list[Any], values: np.ndarray, steps: np.ndarray
+    ) -> Converged:
         """The learning rate that is best on validation, over all seeds."""
         config, rates = self._config, self._config.learning_rates
         runs = range(loss * len(rates), (loss + 1) * len(rates))
@@ -235,7 +240,7 @@ class LossGroup:
             steps[:, chosen].tolist(),
             bool(steps[:, chosen].max() + config.patience * config.block_steps <= config.max_steps),
             float(values[:, chosen].mean()),
-            jax.tree.map(lambda x: x[:, chosen], params),
+            jax.tree.map(lambda x: x[:, 0], self._trainer.take(params, chosen)),
         )
 
 
@@ -259,9 +264,5 @@ def fits(expression: Expression) -> bool:
     return True
 
 
-@jax.jit
-def _choose(better: jax.Array, new: Any, old: Any) -> Any:
-    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 2)), new, old)
-
-    return jax.tree.map(pick, new, old)
+def _params(runs: Runs) -> list[Any]:
+    return [states.params for states in runs]

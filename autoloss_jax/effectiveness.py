@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from autoloss_jax import processes
 from autoloss_jax.comparison import Contender, Tested, compare, dumped_scores, per_query
 from autoloss_jax.convergence import (
     Converged,
@@ -33,7 +34,7 @@ from autoloss_jax.gbdt import train_lambdamart
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.models import describe_model, make_model
-from autoloss_jax.runs import RunFolder
+from autoloss_jax.runs import RunFolder, open_run
 from autoloss_jax.training import candidates_mesh
 
 EFFECTIVENESS_FILE = "effectiveness.json"
@@ -98,7 +99,7 @@ def effectiveness_test(
         "effectiveness": settings,
         "losses": [str(c.expression) for c in losses],
     }
-    with RunFolder.open(out, described) as folder:
+    with open_run(out, described) as folder:
         return run_effectiveness(
             dataset, losses, config, folder, model=model, placement=placement,
             on_progress=on_progress,
@@ -123,13 +124,17 @@ def run_effectiveness(
     placement: str = "auto",
     on_progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Phase II in an open run folder; `model` overrides the config's."""
+    """Phase II in an open run folder; `model` overrides the config's.
+
+    On several processes all call this, with the folder in the first one and None in the others.
+    """
     config.check()
-    if folder is not None and (folder.path / EFFECTIVENESS_FILE).exists():
-        return read_json(folder.path / EFFECTIVENESS_FILE)
+    done = processes.from_first(lambda: None if folder is None else _read_finished(folder))
+    if done is not None:
+        return done
     if not any(c.kind == "hand_designed" for c in losses):
         raise AutolossError("expected at least one hand-designed loss to compare with")
-    if config.dump_scores and folder is None:
+    if config.dump_scores and not processes.from_first(lambda: folder is not None):
         raise AutolossError("dump_scores is True, expected a run folder (out) to write them to")
     check_placement(placement)
     _check_relevance(dataset)
@@ -174,6 +179,14 @@ def run_effectiveness(
     if folder is not None:
         _write(folder, dataset, config, contenders, folds, result)
     return result
+
+
+def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
+    path = folder.path / EFFECTIVENESS_FILE
+    if not path.exists():
+        return None
+    content: dict[str, Any] = read_json(path)
+    return content
 
 
 def _write(

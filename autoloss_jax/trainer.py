@@ -202,24 +202,24 @@ class Trainer:
         every = jax.tree.map(lambda *x: np.concatenate(x, 1), *batches)
         return [self._rest(spread_runs(self.mesh, every, order[part])) for part in self._parts()]
 
-    def choose(self, better: np.ndarray, runs: Runs, others: Runs) -> Runs:
-        """The runs where bool[replicates, slots] is true, the others elsewhere."""
+    def choose(self, better: np.ndarray, runs: list[Any], others: list[Any]) -> list[Any]:
+        """Runs, or parts of their states: where bool[replicates, slots] is true, else the others."""
         chosen = []
         for part, new, old in zip(self._parts(), runs, others, strict=True):
             mask = spread_runs(self.mesh, better[:, part], np.arange(self.batch))
             chosen.append(self._rest(_choose(mask, self._wake(new), self._wake(old))))
         return chosen
 
-    def take(self, runs: Runs, slot: int) -> RunState:
-        """The run of one slot [replicates, 1], for every process, as numpy."""
+    def take(self, runs: list[Any], slot: int) -> Any:
+        """A slot's run, or a part of its state, [replicates, 1], as numpy in every process."""
         batch, place = divmod(slot, self.batch)
         return take_runs(self.mesh, self._wake(runs[batch]), [place])
 
-    def _rest(self, states: RunState) -> RunState:
+    def _rest(self, states: Any) -> Any:
         """Moves a batch out of the devices' memory, if there are others that need it."""
         return _to_memory(states, "pinned_host") if self.batch < self.slots else states
 
-    def _wake(self, states: RunState) -> RunState:
+    def _wake(self, states: Any) -> Any:
         return _to_memory(states, "device") if self.batch < self.slots else states
 
     def _place(self, arrays: Any, part: slice) -> Any:
@@ -231,12 +231,12 @@ class Trainer:
         return (slice(k, k + self.batch) for k in range(0, self.slots, self.batch))
 
 
-def _to_memory(states: RunState, kind: str) -> RunState:
+def _to_memory(states: Any, kind: str) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind)), states)
 
 
 @jax.jit
-def _choose(better: jax.Array, new: RunState, old: RunState) -> RunState:
+def _choose(better: jax.Array, new: Any, old: Any) -> Any:
     def pick(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 2)), new, old)
 

@@ -211,7 +211,7 @@ def reorder_runs(mesh: Mesh, states: RunState, order: np.ndarray) -> RunState:
     return _gather_runs(mesh, _EACH)(states, place(mesh, np.asarray(order, np.int32), _EACH))
 
 
-def take_runs(mesh: Mesh, states: RunState, order: Sequence[int]) -> RunState:
+def take_runs(mesh: Mesh, states: Any, order: Sequence[int]) -> Any:
     """The runs `order` of states that are laid out over the mesh, for every process, as numpy."""
     taken = _gather_runs(mesh, P())(states, place(mesh, np.asarray(order, np.int32), P()))
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), taken)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from autoloss_jax import convergence, effectiveness, evaluation, gbdt
+from autoloss_jax import convergence, effectiveness, evaluation, gbdt, trainer
 from autoloss_jax.comparison import Contender, compare
 from autoloss_jax.comparison import Tested as Shown  # a name in Test is collected as a test
 from autoloss_jax.data import Dataset, Fold, Queries, make_dataset, synthetic
@@ -43,7 +43,7 @@ def compile_once():
     """All tests of this file train the same shapes, so they share one compiled program."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train_runs", "evaluate_runs"):
-            patch.setattr(convergence, name, functools.cache(getattr(convergence, name)))
+            patch.setattr(trainer, name, functools.cache(getattr(trainer, name)))
         yield
 
 
@@ -257,10 +257,11 @@ def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
             calls.append((np.asarray(rates)[: np.sum(active)], plan))
             return train(states, programs, rates, active, batches, plan)
 
+        call.lower = train.lower
         return call
 
-    original = convergence.train_runs
-    monkeypatch.setattr(convergence, "train_runs", spy)
+    original = trainer.train_runs
+    monkeypatch.setattr(trainer, "train_runs", spy)
     config = dataclasses.replace(CONFIG, patience=100)  # so that all train to the end
     told = []
     effectiveness_test(data, found, config, hand_designed=HAND,
@@ -334,7 +335,7 @@ def test_folds_share_every_compiled_program(found):
     config = dataclasses.replace(CONFIG, max_buckets=2)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train_runs", "evaluate_runs"):
-            patch.setattr(convergence, name, spied(getattr(convergence, name)))
+            patch.setattr(trainer, name, spied(getattr(trainer, name)))
         sizes = [effectiveness._scores._cache_size(), evaluation._measure._cache_size()]
         content = effectiveness_test(
             make_dataset("three", folds), [*found, UNFIT], config, hand_designed=["ranknet"]

@@ -188,9 +188,10 @@ def test_a_state_travels_as_text():
 # --- whole runs ---
 
 SMALL = [
-    "search", "--budget=4", "--proposals=16", "--model=linear", "--hall_of_fame=4",
-    "--fresh_seeds=1", "--finalists=2", "--proxy_rung_steps=4", "--proxy_rungs=1,1",
-    "--max_buckets=1", "--profile",
+    "--budget=4", "--proposals=16", "--model=linear", "--hall_of_fame=4", "--fresh_seeds=1",
+    "--finalists=2", "--proxy_rung_steps=4", "--proxy_rungs=1,1", "--max_buckets=1", "--profile",
+    "--test_seeds=1", "--test_learning_rates=0.01", "--test_max_steps=40",
+    "--hand_designed=mse,softmax",
 ]  # fmt: skip
 
 
@@ -224,14 +225,14 @@ def read_run_folder(folder):
     assert records
     for record in records:
         del record["seconds"]
-    return records, read_json(folder / "finalists.json")
+    return records, read_json(folder / "finalists.json"), read_json(folder / "effectiveness.json")
 
 
 @pytest.mark.slow
 def test_one_device_eight_and_two_processes_give_the_same_run(tmp_path):
     cache = f"--compilation_cache={tmp_path / 'cache'}"
     folders = [tmp_path / name for name in ("one", "eight", "two")]
-    arguments = [[*SMALL, cache, f"--out={folder}"] for folder in folders]
+    arguments = [["run", *SMALL, cache, f"--out={folder}"] for folder in folders]
     running = [
         begin(arguments[0], 1, tmp_path / "one.log"),
         begin(arguments[1], 8, tmp_path / "eight.log"),
@@ -255,7 +256,8 @@ def test_one_device_eight_and_two_processes_give_the_same_run(tmp_path):
         record["status"] == "trained" for record in one[0]
     )
     # Resumed by one process after the last round, a run of two ends the same.
-    (folders[2] / "finalists.json").unlink()
+    for name in ("finalists.json", "effectiveness.json"):
+        (folders[2] / name).unlink()
     again = begin(arguments[2], 2, tmp_path / "again.log")
     assert again.wait(timeout=600) == 0
     assert read_run_folder(folders[2]) == one
@@ -263,7 +265,7 @@ def test_one_device_eight_and_two_processes_give_the_same_run(tmp_path):
 
 @pytest.mark.slow
 def test_processes_of_other_configurations_end_with_the_reason(tmp_path):
-    out = [*SMALL, f"--out={tmp_path / 'run'}"]
+    out = ["search", *SMALL, f"--out={tmp_path / 'run'}"]
     running = begin_two(out, tmp_path, (("--seed=1",), ("--seed=2",)))
     assert [process.wait(timeout=120) for process in running] == [2, 2]
     for k, prefix in enumerate(("", "process 1: ")):
@@ -274,7 +276,7 @@ def test_processes_of_other_configurations_end_with_the_reason(tmp_path):
 
 @pytest.mark.slow
 def test_when_one_process_is_killed_the_other_ends(tmp_path):
-    running = begin_two([*SMALL, f"--out={tmp_path / 'run'}"], tmp_path)
+    running = begin_two(["search", *SMALL, f"--out={tmp_path / 'run'}"], tmp_path)
     deadline = time.monotonic() + 300
     while not (tmp_path / "run/run.log").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
