@@ -203,7 +203,7 @@ class Trainer:
         return [self._rest(spread_runs(self.mesh, every, order[part])) for part in self._parts()]
 
     def choose(self, better: np.ndarray, runs: list[Any], others: list[Any]) -> list[Any]:
-        """Runs, or parts of their states: where bool[replicates, slots] is true, else the others."""
+        """Runs, or parts of states, where bool[replicates, slots] is true, or the others."""
         chosen = []
         for part, new, old in zip(self._parts(), runs, others, strict=True):
             mask = spread_runs(self.mesh, better[:, part], np.arange(self.batch))
