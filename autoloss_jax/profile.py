@@ -27,7 +27,8 @@ _COMPILATION = "/jax/core/compile/backend_compile_duration"
 class Profile:
     """Seconds by stage. Every moment counts for one stage: the innermost that is open, or "host".
 
-    Compilation counts as such wherever it happens. `trained` counts the candidates.
+    Compilation counts as such wherever it happens. `trained` counts the candidates, and the
+    hall of fame again for each fresh seed.
     """
 
     def __init__(self) -> None:

@@ -440,6 +440,7 @@ class _Search:
             self.proxy.run(losses, 1_000_003 + self.config.seed + k, halving=False).outcomes
             for k in range(self.config.fresh_seeds)
         ]
+        self.profile.trained += len(losses) * self.config.fresh_seeds
         finalists = []
         for c, (loss, record) in enumerate(zip(losses, fame, strict=True)):
             differences = np.mean([seed[c].differences for seed in outcomes], axis=0)

@@ -195,28 +195,39 @@ SMALL = [
 ]  # fmt: skip
 
 
-def begin(arguments, devices, log):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(tuple(SLURM))}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "autoloss_jax", *arguments],
-        env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT,
-    )  # fmt: skip
+@pytest.fixture
+def begin(tmp_path):
+    """Begins the command line with so many CPU devices; it writes to a file of the given name."""
+    running = []
+
+    def begin(arguments, devices, name):
+        environment = {k: v for k, v in os.environ.items() if k not in SLURM}
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "autoloss_jax", *arguments]
+        with (tmp_path / name).open("w") as log:
+            running.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
+        return running[-1]
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
 
 
-def begin_two(arguments, folder, more=((), ())):
+def begin_two(begin, arguments, more=((), ())):
     """Two processes with a device each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     join = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
     return [
-        begin([*arguments, *join, f"--process_id={k}", *more[k]], 1, folder / f"{k}.log")
-        for k in (0, 1)
+        begin([*arguments, *join, f"--process_id={k}", *more[k]], 1, f"{k}.log") for k in (0, 1)
     ]
 
 
@@ -229,14 +240,14 @@ def read_run_folder(folder):
 
 
 @pytest.mark.slow
-def test_one_device_eight_and_two_processes_give_the_same_run(tmp_path):
+def test_one_device_eight_and_two_processes_give_the_same_run(begin, tmp_path):
     cache = f"--compilation_cache={tmp_path / 'cache'}"
     folders = [tmp_path / name for name in ("one", "eight", "two")]
     arguments = [["run", *SMALL, cache, f"--out={folder}"] for folder in folders]
     running = [
-        begin(arguments[0], 1, tmp_path / "one.log"),
-        begin(arguments[1], 8, tmp_path / "eight.log"),
-        *begin_two(arguments[2], tmp_path),
+        begin(arguments[0], 1, "one.log"),
+        begin(arguments[1], 8, "eight.log"),
+        *begin_two(begin, arguments[2]),
     ]
     for process in running:
         assert process.wait(timeout=900) == 0, [p.read_text() for p in tmp_path.glob("*.log")]
@@ -258,15 +269,15 @@ def test_one_device_eight_and_two_processes_give_the_same_run(tmp_path):
     # Resumed by one process after the last round, a run of two ends the same.
     for name in ("finalists.json", "effectiveness.json"):
         (folders[2] / name).unlink()
-    again = begin(arguments[2], 2, tmp_path / "again.log")
+    again = begin(arguments[2], 2, "again.log")
     assert again.wait(timeout=600) == 0
     assert read_run_folder(folders[2]) == one
 
 
 @pytest.mark.slow
-def test_processes_of_other_configurations_end_with_the_reason(tmp_path):
+def test_processes_of_other_configurations_end_with_the_reason(begin, tmp_path):
     out = ["search", *SMALL, f"--out={tmp_path / 'run'}"]
-    running = begin_two(out, tmp_path, (("--seed=1",), ("--seed=2",)))
+    running = begin_two(begin, out, (("--seed=1",), ("--seed=2",)))
     assert [process.wait(timeout=120) for process in running] == [2, 2]
     for k, prefix in enumerate(("", "process 1: ")):
         expected = f"{prefix}autoloss: process 1 has another configuration than process 0"
@@ -275,8 +286,8 @@ def test_processes_of_other_configurations_end_with_the_reason(tmp_path):
 
 
 @pytest.mark.slow
-def test_when_one_process_is_killed_the_other_ends(tmp_path):
-    running = begin_two(["search", *SMALL, f"--out={tmp_path / 'run'}"], tmp_path)
+def test_when_one_process_is_killed_the_other_ends(begin, tmp_path):
+    running = begin_two(begin, ["search", *SMALL, f"--out={tmp_path / 'run'}"])
     deadline = time.monotonic() + 300
     while not (tmp_path / "run/run.log").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
