@@ -235,7 +235,7 @@ def test_every_field_of_a_run_is_documented(tutorial, file):
     patterns = [re.escape(name).replace(r"\*", r"[^.]+") for name in documented(file)]
     missing = {path for path in occurring if not any(re.fullmatch(p, path) for p in patterns)}
     assert missing == set()
-    sometimes = re.compile(r"resumed_with|settings|against_reference")
+    sometimes = re.compile(r"resumed_with|settings|against_reference|fingerprint.devices")
     unused = {
         name
         for name, pattern in zip(documented(file), patterns, strict=True)
@@ -251,6 +251,10 @@ def test_every_file_and_array_of_a_run_is_documented(tutorial):
     first = PAGES["run_folder.md"].split("\n## ")[0]
     named = set(re.findall(r"^\| \[?`([^`/]+)/?`", first, re.MULTILINE))
     assert {path.name for path in folder.iterdir()} <= named
-    assert named - {path.name for path in folder.iterdir()} <= {"metrics", "scores.npz"}
+    assert named - {path.name for path in folder.iterdir()} <= {
+        "metrics",
+        "profile.json",
+        "scores.npz",
+    }
     with np.load(folder / "per_query.npz") as arrays:
         assert set(arrays) == set(documented("per_query.npz"))
