@@ -16,6 +16,7 @@ def clock(monkeypatch):
     """A clock that stands still until it is moved."""
     now = [100.0]
     monkeypatch.setattr(profile.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(profile.time, "process_time", lambda: 2 * now[0])  # both cores are busy
 
     def move(seconds):
         now[0] += seconds
@@ -41,6 +42,7 @@ def test_every_moment_counts_for_the_innermost_stage(clock):
     expected = dict.fromkeys(STAGES, 0.0)
     expected |= {"host": 33, "deduplication": 10, "rejection": 4, "training": 16}
     assert measured.seconds == expected
+    assert measured.processor_seconds == {name: 2 * value for name, value in expected.items()}
 
 
 def test_compilation_counts_as_such_wherever_it_happens():
@@ -67,8 +69,8 @@ def test_the_table_shows_shares_of_all_but_compilation(clock):
     assert described["total_seconds"] == 1100
     lines = profile_table(described).splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == list(STAGES)
-    assert "training           90.00    90.0%" in lines
-    assert "compilation      1000.00" in [line.rstrip() for line in lines]
+    assert "training           90.00    90.0%      180.00" in lines
+    assert "compilation      1000.00               2000.00" in lines
     assert lines[-1].endswith("5 candidates trained in 100.0 s without compilation: 180 an hour")
 
 
