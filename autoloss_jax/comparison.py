@@ -219,8 +219,9 @@ def _correct(rows: list[dict[str, Any]], best_hand: str) -> None:
 def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_failed: bool) -> str:
     """One honest sentence on whether a found loss is better than the hand-designed ones.
 
-    It rests on the randomisation test, which assumes no distribution of the differences; the t-test
-    stands beside it in the rows.
+    It rests on the randomisation test, which assumes no distribution of the differences, and is
+    not given against the interval: a difference whose interval holds 0 is not shown, whatever p.
+    The t-test stands beside them in the rows.
     """
     found = [row for row in rows if row["kind"] == "found"]
     against = f"{best_hand}, the hand-designed loss that validation chooses"
@@ -228,12 +229,12 @@ def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_fail
         outcome = "could be trained" if found_failed else "was tested"
         return f"No found loss {outcome}; of the hand-designed ones validation chooses {best_hand}."
     chosen = max(found, key=lambda row: row["validation"])
-    mean = chosen["difference"]["mean"]
+    mean, low, high = (chosen["difference"][key] for key in ("mean", "ci_low", "ci_high"))
     figures = (
         f"{_figures(chosen['difference'], metric)}, randomisation test p = "
         f"{chosen['p_value']:.3g}, corrected {chosen['p_value_corrected']:.3g})"
     )
-    significant = chosen["p_value_corrected"] < SIGNIFICANT
+    significant = chosen["p_value_corrected"] < SIGNIFICANT and (low > 0 or high < 0)
     if significant and mean > 0:
         return f"The best found loss is better than {against}: {figures}."
     if significant:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from autoloss_jax import convergence, effectiveness, evaluation, gbdt, trainer
+from autoloss_jax import comparison, convergence, effectiveness, evaluation, gbdt, trainer
 from autoloss_jax.comparison import Contender, compare
 from autoloss_jax.comparison import Tested as Shown  # a name in Test is collected as a test
 from autoloss_jax.data import Dataset, Fold, Queries, make_dataset, synthetic
@@ -481,6 +481,17 @@ def test_the_correction_counts_the_comparisons_made():
     a, b = row_of(content, "a"), row_of(content, "b")
     assert a["p_value_corrected"] == 1.0
     assert b["p_value_corrected"] == b["p_value"]  # one comparison: with itself, a makes none
+
+
+def test_a_difference_whose_interval_holds_0_is_not_shown():
+    content = compared(0.05 + np.random.default_rng(1).normal(0, 0.05, 80))
+    rows, found = content["rows"], row_of(content, "found 1")
+    assert found["p_value_corrected"] < 0.05 and found["difference"]["ci_low"] > 0
+    given = comparison._verdict(rows, "a", "ndcg@10", found_failed=False)
+    assert given.startswith("The best found loss is better than a")
+    found["difference"]["ci_low"] = -1e-5
+    given = comparison._verdict(rows, "a", "ndcg@10", found_failed=False)
+    assert given.startswith("No found loss is shown to be better than a")
 
 
 def test_the_conventions_by_hand():
