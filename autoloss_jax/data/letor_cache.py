@@ -36,6 +36,7 @@ FORMAT = 1
 _ARRAYS = {"features": "<f4", "labels": "<f4", "starts": "<i8"}
 _FACTS = ("highest", "zero_used", "repeats", "first_repeat")
 _CHUNK_BYTES = 1 << 24
+_ABANDONED_SECONDS = 86_400.0
 _SETTLED_SECONDS = 2.0  # file systems' clocks tick at least so often
 
 
@@ -149,6 +150,9 @@ def _store(entry: Path, text: LetorText) -> None:
     if entry.is_dir():  # another process was faster
         return
     entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for old in entry.parent.glob(".*.tmp"):  # of a process that was killed
+        if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
     temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:

@@ -151,10 +151,11 @@ def _add(text: LetorText, block: Block, first_line: int) -> bool:
 def _note_indices(text: LetorText, block: Block, first_line: int) -> None:
     """The highest index so far, whether there is a 0, and repeated ones."""
     highest = int(block.indices.max())
-    documents = np.repeat(np.arange(len(block.counts)), block.counts)
     if highest > text.highest:
         if len(text.labels) * (highest + 1) > MAX_VALUES:
-            line = first_line + block.lines[documents[block.indices.argmax()]]
+            place = int(block.indices.argmax())  # of regular blocks in the first document
+            document = np.searchsorted(np.cumsum(block.counts), place, side="right")
+            line = first_line + block.lines[document]
             raise AutolossError(
                 f"{text.path}:{line}: feature index {highest} with {len(text.labels)} documents, "
                 f"expected at most {MAX_VALUES} values in all"
@@ -166,6 +167,7 @@ def _note_indices(text: LetorText, block: Block, first_line: int) -> None:
             text.features = np.insert(text.features, 0, 0, axis=1)
     if block.is_regular:
         return
+    documents = np.repeat(np.arange(len(block.counts)), block.counts)
     keys = documents * (highest + 1) + block.indices
     if (np.diff(keys) <= 0).any():
         keys = np.sort(keys)
@@ -190,7 +192,10 @@ def _add_features(text: LetorText, block: Block, start: int) -> None:
         text.features.resize((rows + step, width), refcheck=False)
     columns_of = block.indices - text.first_index
     if block.is_regular:
-        text.features[start:stop, columns_of] = block.values.reshape(len(block.counts), -1)
+        chosen: slice | np.ndarray = columns_of
+        if columns_of[-1] - columns_of[0] == len(columns_of) - 1:  # none left out
+            chosen = slice(columns_of[0], columns_of[-1] + 1)
+        text.features[start:stop, chosen] = block.values.reshape(len(block.counts), -1)
     else:  # where an index occurs twice in a line, numpy keeps the later value
         documents = np.repeat(np.arange(start, stop), block.counts)
         text.features[documents, columns_of] = block.values

@@ -220,6 +220,16 @@ def test_a_kill_while_storing_leaves_no_entry(text, cache, monkeypatch, parsed):
     assert len(parsed) == 2
 
 
+def test_what_a_killed_process_left_is_removed_after_a_day(text, cache):
+    old, new = cache / "letor-1" / ".a.0.tmp", cache / "letor-1" / ".b.0.tmp"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "features.npy").touch()
+    os.utime(old, (LONG_AGO, LONG_AGO))
+    read_cached(text, cache)
+    assert not old.exists() and new.exists()
+
+
 def test_bad_texts_are_refused_and_not_cached(text, cache, tmp_path):
     text.write_text("1 qid:1 1:x\n")
     for _ in range(2):
