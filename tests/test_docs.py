@@ -154,7 +154,7 @@ SMALL = {
         "--fresh_seeds=1", "--finalists=2", "--proxy_rung_steps=4", "--proxy_rungs=1,1",
         "--hand_designed=mse,softmax", "--test_seeds=1", "--max_buckets=1",
         "--test_learning_rates=0.01", "--test_max_steps=20", "--compilation_cache=none",
-        "--data_cache=none",
+        "--data_cache=none", "--dump_scores",
     ],
     "test": [
         "--model=linear", "--test_seeds=1", "--max_buckets=1", "--test_learning_rates=0.01",
@@ -227,8 +227,12 @@ def documented(heading):
 ELSEWHERE = {
     "config.json": {"resumed_with[].fingerprint.*", "resumed_with[].at"},
     "ledger.jsonl": {"metric"},
+    "effectiveness.json": {
+        "rows[].settings[].*",
+        *(name for name in documented("effectiveness.json") if "against_reference." in name),
+    },
 }
-"""What other runs leave: those that go on elsewhere, or reward another metric."""
+"""What other runs leave: those that go on elsewhere, reward another metric, test the reference."""
 
 
 @pytest.mark.slow
@@ -256,6 +260,7 @@ def test_every_file_and_array_of_a_run_is_documented(tutorial):
     first = PAGES["run_folder.md"].split("\n## ")[0]
     named = set(re.findall(r"^\| \[?`([^`/]+)/?`", first, re.MULTILINE))
     assert {path.name for path in folder.iterdir()} <= named
-    assert named - {path.name for path in folder.iterdir()} <= {"metrics", "scores.npz"}
-    with np.load(folder / "per_query.npz") as arrays:
-        assert set(arrays) == set(documented("per_query.npz"))
+    assert named - {path.name for path in folder.iterdir()} <= {"metrics"}
+    for file in ("per_query.npz", "test_scores.npz"):
+        with np.load(folder / file) as arrays:
+            assert set(arrays) == set(documented(file)), file
