@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,8 +71,8 @@ def test_proxy_runs_are_the_same_bit_for_bit(data, small_pieces):
     jax.tree.map(np.testing.assert_array_equal, found.best, expected.best)
     assert found.reference_ndcg == expected.reference_ndcg
     # Rounds, rungs and folds: all have the same shapes.
-    assert streamed._train._cache_size() <= 1
-    assert streamed._evaluate._cache_size() <= 1
+    assert streamed.trainer._train._cache_size() <= 1
+    assert streamed.trainer._evaluate._cache_size() <= 1
 
 
 def test_pieces_change_no_value_but_by_rounding(data, monkeypatch):
@@ -124,7 +125,7 @@ def test_replicates_of_the_same_rows_share_them(buckets):
 
     def evaluate(states, active, batches, plan):
         shapes.append([batch.mask.shape for batch in batches])
-        return np.zeros((1, 3, sum(rows.shape[2] for rows in plan.rows)), np.float32)
+        return jnp.zeros((1, 3, sum(rows.shape[2] for rows in plan.rows)))
 
     streamed.evaluate(evaluate, None, None, all_rows(buckets, 3))
     assert shapes == [[batch.mask.shape for batch in buckets.batches]]
@@ -191,7 +192,7 @@ def test_values_of_a_run_are_all_nan_where_one_piece_is(buckets, small_pieces):
         if len(calls) == 1:
             values[0, 0, 0] = np.nan
         calls.append(plan)
-        return values
+        return jnp.asarray(values)
 
     values = streamed.evaluate(evaluate, None, None, plan)
     assert len(calls) == pieces and values.shape == (2, 1, pieces * slots)
