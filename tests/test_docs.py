@@ -236,7 +236,8 @@ ELSEWHERE = {
         *(name for name in documented("effectiveness.json") if "against_reference." in name),
     },
 }
-"""What other runs leave: those on accelerators, that go on elsewhere, reward another metric, test the reference."""
+"""What other runs leave: on accelerators, gone on elsewhere, for another metric, with the reference.
+"""
 
 
 @pytest.mark.slow
