@@ -236,7 +236,7 @@ ELSEWHERE = {
         *(name for name in documented("effectiveness.json") if "against_reference." in name),
     },
 }
-"""What other runs leave: on accelerators, gone on elsewhere, for another metric, with the reference.
+"""What other runs leave: on accelerators, gone on elsewhere, of another metric, with a reference.
 """
 
 
