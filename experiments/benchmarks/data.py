@@ -178,10 +178,10 @@ def train(folder: Path, placement: str) -> dict[str, Any]:
     import numpy as np
 
     from autoloss_jax.data import load_letor, padding_waste, scale_fold
+    from autoloss_jax.execution.programs import encode
     from autoloss_jax.losses import LOSSES as FORMULAS
     from autoloss_jax.models import MLP
     from autoloss_jax.proxy import ProxyConfig, ProxyTraining
-    from autoloss_jax.training import spread_runs
 
     began = time.perf_counter()
     dataset = load_letor(folder, cache=folder / "cache")
@@ -192,25 +192,28 @@ def train(folder: Path, placement: str) -> dict[str, Any]:
         queries, MLP(), FORMULAS[LOSSES[0]], config, _CANDIDATES.value, 0, placement
     )
     placed = time.perf_counter() - began - scaled
-    runs = [FORMULAS[LOSSES[k % len(LOSSES)]] for k in range(proxy.slots)]
-    programs, active = proxy._occupy(runs, {k: k for k in range(proxy.slots)})
-    states = spread_runs(proxy.mesh, proxy.fresh(0), np.zeros(proxy.slots, int))
+    trainer = proxy.trainer
+    losses = [FORMULAS[LOSSES[k % len(LOSSES)]] for k in range(trainer.slots)]
+    occupied, active = proxy._occupy(losses, {k: k for k in range(trainer.slots)})
+    each = (encode(occupied), proxy._rates(trainer.slots), active)
+    placed_runs = trainer._place(each, slice(None))
+    (states,) = trainer.spread(proxy.fresh(0))
     waits, marks, end = [], [], time.perf_counter()
     for block in proxy.feed.blocks(proxy._plan(0)):
         waits.append(time.perf_counter() - end)  # for the data
-        states = jax.block_until_ready(proxy._train(states, programs, proxy._rates, active, *block))
+        states = jax.block_until_ready(trainer._train(states, *placed_runs, *block))
         end = time.perf_counter()
         marks.append(end)
     seconds = marks[-1] - marks[0]  # the first block compiles
-    proxy.feed.evaluate(proxy._evaluate, states, active, proxy._held_out.part(0, 1))
+    proxy.feed.evaluate(trainer._evaluate, states, placed_runs[2], proxy._held_out.part(0, 1))
     start = time.perf_counter()
-    values = proxy.feed.evaluate(proxy._evaluate, states, active, proxy._held_out)
+    values = proxy.feed.evaluate(trainer._evaluate, states, placed_runs[2], proxy._held_out)
     evaluation = time.perf_counter() - start
     documents = dataset.folds[0]
     return {
-        "model_steps_per_second": proxy.slots * config.rung_steps * _BLOCKS.value / seconds,
+        "model_steps_per_second": trainer.slots * config.rung_steps * _BLOCKS.value / seconds,
         "share_of_time_waiting_for_data": sum(waits[1:]) / seconds,
-        "evaluated_documents_per_second": proxy.slots * queries.num_documents / evaluation,
+        "evaluated_documents_per_second": trainer.slots * queries.num_documents / evaluation,
         "seconds_to_scale": scaled,
         "seconds_to_place": placed,
         "padding_waste": padding_waste(proxy.buckets),
