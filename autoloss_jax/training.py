@@ -264,9 +264,9 @@ def local_copy(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def fetch(x: Array) -> np.ndarray:
+def fetch(x: Array | np.ndarray) -> np.ndarray:
     """An array that is laid out over the mesh, whole, on the host of every process."""
-    if x.is_fully_addressable:
+    if not isinstance(x, Array) or x.is_fully_addressable:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
