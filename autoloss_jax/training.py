@@ -264,9 +264,9 @@ def local_copy(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def fetch(x: Array) -> np.ndarray:
+def fetch(x: Array | np.ndarray) -> np.ndarray:
     """An array that is laid out over the mesh, whole, on the host of every process."""
-    if x.is_fully_addressable:
+    if not isinstance(x, Array) or x.is_fully_addressable:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
@@ -338,8 +338,8 @@ def _options(mesh: Mesh) -> dict[str, str] | None:
     """Compiler options under which a CPU program for one device has the bits of one for many.
 
     XLA merges common subexpressions of a program for several devices before it simplifies, and of
-    one for a single device after that, when quotients have been rewritten in other ways. Nothing is
-    slower without the merging: within a kernel LLVM merges as well.
+    one for a single device after that, when quotients have been rewritten in other ways. Within a
+    kernel LLVM merges as well.
     """
     return {"xla_disable_hlo_passes": "cse"} if mesh.devices.flat[0].platform == "cpu" else None
 

