@@ -197,7 +197,6 @@ def _init_runs(training: RankerTraining, seed: Array, replicates: int, batch: Li
     return jax.tree.map(lambda x: x[:, None], states)
 
 
-<<<<<<< HEAD
 def spread_runs(mesh: Mesh, states: Any, order: np.ndarray) -> Any:
     """The runs `order` of states that every process has, laid out over the mesh.
 
@@ -256,18 +255,6 @@ def place(mesh: Mesh, tree: Any, spec: P) -> Any:
 def place_runs(mesh: Mesh, tree: Any) -> Any:
     """Arrays that lead with the runs, such as losses, laid out over the mesh."""
     return place(mesh, tree, _EACH)
-=======
-def spread_runs(mesh: Mesh, states: RunState, order: np.ndarray) -> RunState:
-    """The runs `order` of the states, laid out over the mesh; a run may be taken several times."""
-    sharding = NamedSharding(mesh, P(None, "candidates"))
-    return jax.device_put(_take_runs(states, np.asarray(order, np.int32)), sharding)
-
-
-# As one program, too.
-@jax.jit
-def _take_runs(states: RunState, order: Array) -> RunState:
-    return jax.tree.map(lambda x: x[:, order], states)
->>>>>>> 4c222cc (Interpreter: one tile of all list lengths, pairs in blocks of bounded memory, vectorised loads and sums; compiled once in training and once in screening)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
