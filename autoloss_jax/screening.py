@@ -119,25 +119,25 @@ def _measure(programs: Programs, probe: Probe) -> tuple[Array, Array, Array]:
     count = programs.count
     scores = jnp.broadcast_to(probe.scores, (count, *probe.scores.shape))
 
-    def gradient(scores: Array, labels: Array) -> Array:
-        return losses_and_gradients(programs, scores, labels, probe.mask)[1]
-
-    def descend(scores: Array, _: None) -> tuple[Array, None]:
-        slope = gradient(scores, probe.labels)
+    # One loop for all of it, so that the interpreter is compiled once: the first two gradients are
+    # under both labels at the scores given, the others move the scores.
+    def step(scores: Array, k: Array) -> tuple[Array, Array]:
+        labels = jnp.where(k == 0, probe.other_labels, probe.labels)
+        slope = losses_and_gradients(programs, scores, labels, probe.mask)[1]
         peak = jnp.max(jnp.abs(slope), -1, keepdims=True)
-        slope = slope / jnp.where(peak > 0, peak, 1.0)
-        length = jnp.sqrt(jnp.mean(jnp.square(slope), -1, keepdims=True))
-        return scores - _DESCENT_STEP * slope / jnp.where(length > 0, length, 1.0), None
+        scaled = slope / jnp.where(peak > 0, peak, 1.0)
+        length = jnp.sqrt(jnp.mean(jnp.square(scaled), -1, keepdims=True))
+        moved = scores - _DESCENT_STEP * scaled / jnp.where(length > 0, length, 1.0)
+        return jnp.where(k == 0, scores, moved), slope
 
     def quality(scores: Array) -> Array:
         return jnp.mean(ndcg_per_query(scores, probe.labels, where=probe.mask)[0], -1)
 
-    end = lax.scan(descend, scores, length=_DESCENT_STEPS)[0]
+    end, slopes = lax.scan(step, scores, jnp.arange(1 + _DESCENT_STEPS))
     before = quality(scores)
     gains = (quality(end) - before) / jnp.maximum(1.0 - before, 1e-6)
-    flat = (count, -1)
-    given, other = gradient(scores, probe.labels), gradient(scores, probe.other_labels)
-    return given.reshape(flat), other.reshape(flat), gains
+    other, given = slopes[0].reshape(count, -1), slopes[1].reshape(count, -1)
+    return given, other, gains
 
 
 class Directions:

@@ -38,8 +38,8 @@ _ADAM = optax.scale_by_adam(eps=1e-6)
 """Gradients have norm 1, so eps is far below any entry that matters, and far above rounding, which
 is all that the output's bias gets from a loss of score differences."""
 
-ScoreGradient = Callable[[Any, Array, Array, Array], Array]
-"""`(loss, scores, labels, mask) -> gradient`, all but the loss [queries, list]."""
+ScoreGradient = Callable[[Any, list[Array], list[Array], list[Array]], list[Array]]
+"""`(loss, scores, labels, masks) -> gradients`: of every length bucket, [queries, list]."""
 
 
 class RunState(NamedTuple):
@@ -83,10 +83,8 @@ class RankerTraining:
             return [self.model.apply(params, part.features, part.mask) for part in batch]
 
         scores, pull_back = jax.vjp(forward, state.params)
-        gradients = [
-            self.score_gradient(loss, s, part.labels, part.mask)
-            for s, part in zip(scores, batch, strict=True)
-        ]
+        labels, masks = [part.labels for part in batch], [part.mask for part in batch]
+        gradients = self.score_gradient(loss, scores, labels, masks)
         # The largest entry becomes 1 first: the norm of a gradient near overflow would overflow.
         peak = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in gradients]))
         gradients = [g / jnp.where(peak > 0, peak, 1.0) for g in gradients]
@@ -157,11 +155,13 @@ def exact_score_gradient(loss: Expression) -> ScoreGradient:
     """The gradient of one fixed loss, through the exact path; the `loss` of the run is ignored."""
     loss_fn = compile_loss(loss)
 
-    def score_gradient(_: Any, scores: Array, labels: Array, mask: Array) -> Array:
-        def total(scores: Array) -> Array:
-            return jnp.sum(loss_fn(scores, labels, where=mask, reduce_fn=None))
+    def total(scores: Array, labels: Array, mask: Array) -> Array:
+        return jnp.sum(loss_fn(scores, labels, where=mask, reduce_fn=None))
 
-        return jax.grad(total)(scores)
+    def score_gradient(
+        _: Any, scores: list[Array], labels: list[Array], masks: list[Array]
+    ) -> list[Array]:
+        return [jax.grad(total)(*part) for part in zip(scores, labels, masks, strict=True)]
 
     return score_gradient
 
@@ -186,6 +186,12 @@ def padded_count(count: int, mesh: Mesh) -> int:
 
 def init_run(training: RankerTraining, seed: int, replicates: int, batch: ListBatch) -> RunState:
     """One fresh run of each replicate, [replicates, 1], for `spread_runs` to multiply."""
+    return _init_runs(training, np.uint32(seed), replicates, ListBatch(*(x[:1] for x in batch)))
+
+
+# As one program: operation by operation, each would be compiled by itself.
+@partial(jax.jit, static_argnums=(0, 2))
+def _init_runs(training: RankerTraining, seed: Array, replicates: int, batch: ListBatch) -> Any:
     keys = jax.random.split(jax.random.key(seed), replicates)
     states = jax.vmap(lambda key: training.init(key, batch))(keys)
     return jax.tree.map(lambda x: x[:, None], states)

@@ -177,9 +177,9 @@ def test_a_loss_is_not_rewarded_for_its_scale(result):
         lambda x: np.testing.assert_allclose(x[:, 0], x[:, 4], rtol=1e-3, atol=1e-4),
         result[0].params,
     )
-    doubled = program_score_gradient(
+    (doubled,) = program_score_gradient(
         jax.tree.map(lambda x: x[0], encode([parse("1000 * sum_i(y_i * s_i)")])),
-        jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), jnp.ones((1, 2), bool),
+        [jnp.zeros((1, 2))], [jnp.array([[1.0, 0.0]])], [jnp.ones((1, 2), bool)],
     )  # fmt: skip
     np.testing.assert_allclose(doubled, [[1000.0, 0.0]])
 

@@ -50,6 +50,8 @@ def set_compilation_cache(folder: str | None) -> None:
         logging.warning("compiled programs are not kept: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
+    # All programs: JAX keeps those that took a second, and a search has many that took less.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def user_cache() -> Path:

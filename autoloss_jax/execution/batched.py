@@ -143,29 +143,39 @@ def batched_loss(programs: Programs, scores: Array, labels: Array, mask: Array) 
     return _batched_loss(programs, scores, labels, mask)
 
 
+def _gradients(programs: Programs, scores: Any, labels: Any, mask: Any) -> Any:
+    """The gradients of every candidate's summed loss, of an array or of a list of arrays."""
+    if isinstance(scores, Array):
+        return losses_and_gradients(programs, scores, labels, mask)[1]
+    if interpreter_in_use() == "xla":
+        return interpreter.ragged_losses_and_gradients(programs, scores, labels, mask)[1]
+    return [_gradients(programs, *part) for part in zip(scores, labels, mask, strict=True)]
+
+
 @jax.custom_batching.custom_vmap
-def program_gradient(program: Programs, scores: Array, labels: Array, mask: Array) -> Array:
+def program_gradient(program: Programs, scores: Any, labels: Any, mask: Any) -> Any:
     """The gradient of one candidate's summed loss by its scores, for code written for one run.
 
     Under `vmap` over programs and scores the candidates go through the interpreter together.
 
     Args:
       program: one loss, that is, Programs without the candidate axis.
-      scores, labels, mask: [queries, list], as in `batched_loss`.
+      scores, labels, mask: [queries, list], as in `batched_loss`; or a list of such for each, of
+        queries padded to several lengths, which then go through the interpreter together.
 
     Returns:
-      f32[queries, list].
+      f32[queries, list], or a list of such.
     """
-    programs = jax.tree.map(lambda x: x[None], program)
-    return losses_and_gradients(programs, scores[None], labels, mask)[1][0]
+    programs, scores = jax.tree.map(lambda x: x[None], (program, scores))
+    return jax.tree.map(lambda x: x[0], _gradients(programs, scores, labels, mask))
 
 
 @program_gradient.def_vmap
 def _program_gradient_vmap(
-    axis_size: int, batched: list, program: Programs, scores: Array, labels: Array, mask: Array
-) -> tuple[Array, bool]:
+    axis_size: int, batched: list, program: Programs, scores: Any, labels: Any, mask: Any
+) -> tuple[Any, Any]:
     program_batched, scores_batched, labels_batched, mask_batched = batched
-    if labels_batched or mask_batched:
+    if any(jax.tree.leaves((labels_batched, mask_batched))):
         raise AutolossError(
             "program_gradient maps over candidates that share their queries: labels and mask must "
             "not be mapped; map over sets of queries by lax.map outside"
@@ -175,4 +185,6 @@ def _program_gradient_vmap(
         return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
     programs = jax.tree.map(every, program, program_batched)
-    return losses_and_gradients(programs, every(scores, scores_batched), labels, mask)[1], True
+    scores = jax.tree.map(every, scores, scores_batched)
+    gradients = _gradients(programs, scores, labels, mask)
+    return gradients, jax.tree.map(lambda _: True, gradients)

@@ -6,11 +6,12 @@ instruction, and the loop ends where the program ends. Across stages, where only
 length are kept, the chain rule runs backwards.
 
 Programs differ, so their branches must be real: candidates run one after the other, never under
-`vmap`, which would run every operator for each instruction. To keep a register file in the cache,
-queries are taken in tiles, and all candidates pass over one tile before the next is read.
+`vmap`, which would run every operator for each instruction. Queries are taken in tiles, and all
+candidates pass over one tile before the next is read; pairs are taken in blocks that stay in the
+cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,32 +20,27 @@ import numpy as np
 from jax import Array, lax
 
 from autoloss_jax.execution import queries
+from autoloss_jax.execution.pair_blocks import Blocks, order
+from autoloss_jax.execution.pairs import PairPass, back_through_pairs, pair_stages
 from autoloss_jax.execution.programs import (
     DOCUMENT_LEAVES,
     DOCUMENT_REDUCTIONS,
-    PAIR_LEAVES,
-    PAIR_REDUCTIONS,
     PAIR_WORK_REGISTERS,
     WORK_REGISTERS,
     Programs,
     Segments,
 )
-from autoloss_jax.execution.segments import (
-    REDUCTIONS,
-    Branch,
-    Dual,
-    Reduction,
-    Registers,
-    finite,
-    run_segment,
-)
-from autoloss_jax.execution.tiles import Tile, tile_of
+from autoloss_jax.execution.segments import REDUCTIONS, Dual, Registers, finite, run_segment
+from autoloss_jax.execution.tiles import Tile, join, tile_of
 from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES
 from autoloss_jax.language.operators import LARGE
 
-TILE_PAIRS = 12_800
+BLOCK_PAIRS = 12_800
+"""How many pairs a block has, about: its registers stay in the cache."""
+TILE_PAIRS = 131_072
 """How many pairs a tile of queries may have, unless one query has more."""
-
+TILE_DOCUMENTS = 8_192
+"""How many documents a tile of queries may have, unless one query has more."""
 
 _FIRST_PAIR_RESULT = DOCUMENT_LEAVES.index("pair stage 0")
 _FIRST_DOCUMENT_RESULT = DOCUMENT_LEAVES.index("document stage 0")
@@ -52,94 +48,74 @@ _TANGENTS = max(1 + MAX_PAIR_STAGES, MAX_DOCUMENT_STAGES)
 
 
 class _Workspace(NamedTuple):
-    """Register files, flat, which the compiler vectorises best.
+    """Register files and results, flat, which the compiler vectorises best.
 
     They are handed on from candidate to candidate and from tile to tile: what is read was written
     before, by the tile or by the candidate, but for the tangents of document leaves, which last.
     """
 
-    pair: Registers  # [registers, queries * list * list], one tangent, by s_i - s_j
-    # [registers, queries * list]; the query's numbers stand at each of its documents. Tangents are
+    pair: Registers  # [registers, pairs of a block], one tangent, by s_i - s_j
+    # [registers, documents]; the query's numbers stand at each of its documents. Tangents are
     # by s_i and by the pair stages' results in the document stages, and by the document stages'
     # results in the query's, which reads no other leaf with a tangent.
     document: Registers
+    passed: PairPass
+    slopes: Array  # f32[stages, tangents, documents]: of the document stages' results
 
 
-def _workspace(tile_size: int, length: int) -> _Workspace:
-    pair = jnp.zeros((PAIR_WORK_REGISTERS, tile_size * length**2))
-    document = jnp.zeros((len(DOCUMENT_LEAVES) + WORK_REGISTERS, tile_size * length))
+def _workspace(documents: int, blocks: Blocks) -> _Workspace:
+    pair = jnp.zeros((PAIR_WORK_REGISTERS, blocks.pairs))
+    document = jnp.zeros((len(DOCUMENT_LEAVES) + WORK_REGISTERS, documents))
     by = np.zeros((document.shape[0], _TANGENTS, 1), np.float32)
     by[DOCUMENT_LEAVES.index("s_i"), 0] = 1.0
     for k in range(MAX_PAIR_STAGES):
         by[_FIRST_PAIR_RESULT + k, 1 + k] = 1.0
     for k in range(MAX_DOCUMENT_STAGES):
         by[_FIRST_DOCUMENT_RESULT + k, k] = 1.0
-    tangent = jnp.broadcast_to(by, (*by.shape[:2], document.shape[1]))
-    return _Workspace(Registers(pair, pair[:, None]), Registers(document, tangent))
+    tangent = jnp.broadcast_to(by, (*by.shape[:2], documents))
+    return _Workspace(
+        Registers(pair, pair[:, None]),
+        Registers(document, tangent),
+        PairPass.empty(documents, blocks),
+        jnp.zeros((MAX_DOCUMENT_STAGES + 1, _TANGENTS, documents)),
+    )
 
 
 def _load_labels(workspace: _Workspace, tile: Tile) -> _Workspace:
     """Writes the document leaves that all candidates share."""
-    size, max_dcg = (
-        jnp.broadcast_to(x[:, None], tile.labels.shape) for x in (tile.size, tile.max_dcg)
-    )
-    leaves = {"y_i": tile.labels, "gain_i": queries.gains(tile.labels), "n": size,
-              "max_dcg": max_dcg}  # fmt: skip
+    leaves = {"y_i": tile.documents, "gain_i": queries.gains(tile.documents), "n": tile.size,
+              "max_dcg": tile.max_dcg()}  # fmt: skip
     value = workspace.document.value
     for name, leaf in leaves.items():
-        value = value.at[DOCUMENT_LEAVES.index(name)].set(leaf.reshape(-1))
+        value = value.at[DOCUMENT_LEAVES.index(name)].set(leaf)
     return workspace._replace(document=workspace.document._replace(value=value))
 
 
-def _load_scores(program: Programs, tile: Tile, document: Registers, scores: Array) -> Registers:
-    """Writes the document leaves of this candidate's scores."""
+def _load_scores(
+    program: Programs, tile: Tile, blocks: Blocks, document: Registers, scores: Array
+) -> Registers:
+    """Writes the document leaves of this candidate's scores f32[documents]."""
 
-    def ranked(scores: Array) -> tuple[Array, Array]:
-        rank = queries.ranks(scores, tile.mask)
+    def ranked() -> tuple[Array, Array]:
+        marked = tile.queries.split(jnp.where(tile.mask, scores, jnp.nan))
+        rank = 1.0 + order(marked, blocks).ahead
         return rank, queries.discounts(rank)
 
-    rank, discount = lax.cond(program.uses_ranks, ranked, lambda scores: (scores, scores), scores)
+    rank, discount = lax.cond(program.uses_ranks, ranked, lambda: (scores, scores))
     value = document.value
     for name, leaf in (("s_i", scores), ("rank_i", rank), ("discount_i", discount)):
-        value = value.at[DOCUMENT_LEAVES.index(name)].set(leaf.reshape(-1))
+        value = value.at[DOCUMENT_LEAVES.index(name)].set(leaf)
     return document._replace(value=value)
 
 
-def _pair_loads(document: Registers, shape: tuple[int, ...]) -> list[Branch]:
-    """The instructions that lay out leaves of documents over pairs [queries, list, list]."""
-
-    def load(name: str) -> Branch:
-        def leaf(source: str) -> Array:
-            row = DOCUMENT_LEAVES.index(source.replace("_j", "_i"))
-            documents = document.value[row].reshape(shape[:2])
-            return documents[:, None, :] if source.endswith("_j") else documents[:, :, None]
-
-        def branch(registers: Registers, a: Array, b: Array, constant: Array) -> Dual:
-            del a, b, constant
-            left, _, right = name.partition(" - ")
-            value = leaf(left) - leaf(right) if right else leaf(left)
-            slope = {"s_i": 1.0, "s_j": -1.0}.get(left, 0.0)
-            tangent = jnp.full(registers.tangent.shape[1:], slope)
-            return Dual(_flat(jnp.broadcast_to(value, shape)), tangent)
-
-        return branch
-
-    return [load(name) for name in PAIR_LEAVES]
+def _compares_labels(programs: Programs) -> Array:
+    """bool[]: whether a program needs the order of the labels, for pairs or for the ideal DCG."""
+    max_dcg = DOCUMENT_LEAVES.index("max_dcg")
+    read = (programs.document.code[..., 1:3] == max_dcg, programs.document.result == max_dcg)
+    return jnp.any(programs.pair.reduction > 0) | jnp.any(read[0]) | jnp.any(read[1])
 
 
-def _flat(x: Array) -> Array:
-    """One axis; kept apart from what computes `x`, which would index it far more slowly flat."""
-    return lax.optimization_barrier(x).reshape(-1)
-
-
-def _pair_result(tile: Tile, segment: Segments, pair: Registers) -> tuple[Dual, Array]:
-    """What a pair stage left in the file, f32[queries, list, list], and the pairs it selects."""
-    value, tangent = pair.read(segment.result)
-    selected = tile.pairs(segment.where)
-    return Dual(value.reshape(selected.shape), tangent.reshape(selected.shape)), selected
-
-
-def _stage(segments: Segments, k: Array) -> Segments:
+def stage_of(segments: Segments, k: Array) -> Segments:
     return jax.tree.map(lambda x: x[k], segments)
 
 
@@ -148,133 +124,143 @@ def _stages(segments: Segments) -> Array:
     return jnp.sum(segments.reduction > 0)
 
 
-def _pair_stages(program: Programs, tile: Tile, workspace: _Workspace) -> tuple[_Workspace, Array]:
-    """Runs the pair stages; their results become leaves of the documents.
-
-    Also returns f32[stages, queries]: how many pairs each stage selects.
-    """
-    shape = tile.labels.shape
-    loads = _pair_loads(workspace.document, (*shape, shape[-1]))
-
-    def stage(k: Array, carry: tuple[Registers, Array, Array]) -> tuple[Registers, Array, Array]:
-        pair, results, counts = carry
-        segment = _stage(program.pair, k)
-        pair = run_segment(segment, pair, loads)
-
-        def reduced(reduce: Reduction) -> Callable[[Registers], tuple[Array, Array]]:
-            def apply(pair: Registers) -> tuple[Array, Array]:
-                dual, selected = _pair_result(tile, segment, pair)
-                return reduce(dual.value, selected)[0], jnp.sum(selected, (1, 2))
-
-            return apply
-
-        branches = [reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:]]
-        result, count = lax.switch(segment.reduction - 1, branches, pair)
-        return pair, results.at[k].set(result.reshape(-1)), counts.at[k].set(count)
-
-    nothing = jnp.zeros((MAX_PAIR_STAGES, tile.labels.size))
-    start = (workspace.pair, nothing, jnp.zeros((MAX_PAIR_STAGES, shape[0])))
-    pair, results, counts = lax.fori_loop(0, _stages(program.pair), stage, start)
-    value = workspace.document.value.at[_FIRST_PAIR_RESULT:_FIRST_DOCUMENT_RESULT].set(results)
-    return _Workspace(pair, workspace.document._replace(value=value)), counts
-
-
 def _document_stages(
-    program: Programs, tile: Tile, document: Registers, counts: Array
-) -> tuple[Registers, Dual, Array]:
+    program: Programs, tile: Tile, workspace: _Workspace
+) -> tuple[_Workspace, Dual]:
     """Runs the document stages and the query's.
 
-    Returns the registers, the loss f32[queries] with its slopes by the document stages' results,
-    and their slopes f32[stages, tangents, queries, list] by the score of each document and by its
-    pair stages' results.
+    Returns the loss f32[documents], a query's at each of its documents, with its slopes by the
+    document stages' results; their slopes are in the workspace, by the score of each document and
+    by its pair stages' results.
     """
-    shape = tile.labels.shape
-
-    def mean_of_pairs(k: int) -> Reduction:
-        def reduce(values: Array, selected: Array) -> tuple[Array, Array]:
-            count = jnp.maximum(counts[k], 1.0)
-            return jnp.sum(values * selected, -1) / count, selected / count[:, None]
-
-        return reduce
-
-    reductions = [REDUCTIONS[name] for name in DOCUMENT_REDUCTIONS[1:-MAX_PAIR_STAGES]]
-    reductions += [mean_of_pairs(k) for k in range(MAX_PAIR_STAGES)]
 
     def result(segment: Segments, document: Registers) -> Dual:
         value, tangent = document.read(segment.result)
-        return Dual(value.reshape(shape), jnp.nan_to_num(tangent).reshape(-1, *shape))
+        return Dual(value, jnp.nan_to_num(tangent))
+
+    def reduced(name: str, segment: Segments) -> Callable[[Registers], tuple[Array, Array]]:
+        kind, _, stage = name.partition(" of pair stage ")
+        reduce = REDUCTIONS["sum_i" if stage else kind]
+
+        def apply(document: Registers) -> tuple[Array, Array]:
+            dual = result(segment, document)
+            values, weights = reduce(tile.queries, dual.value, tile.selected(segment.where))
+            row = tile.queries.spread(values)
+            if stage:
+                count = jnp.maximum(tile.pairs(program.pair.where[int(stage)]), 1.0)
+                row, weights = row / count, weights / count
+            return row, weights * dual.tangent
+
+        return apply
 
     def stage(k: Array, carry: tuple[Registers, Array]) -> tuple[Registers, Array]:
         document, slopes = carry
-        segment = _stage(program.document, k)
+        segment = stage_of(program.document, k)
         document = run_segment(segment, document)
-
-        def reduced(reduce: Reduction) -> Callable[[Registers], tuple[Array, Array]]:
-            def apply(document: Registers) -> tuple[Array, Array]:
-                dual = result(segment, document)
-                value, weights = reduce(dual.value, tile.documents(segment.where))
-                row = jnp.broadcast_to(value[:, None], shape).reshape(-1)
-                return row, weights * dual.tangent
-
-            return apply
 
         def loss(document: Registers) -> tuple[Array, Array]:
             # Not reduced. With every stage in use its row is a work register, the one in which its
             # result stands if it stands in any.
-            return result(segment, document).value.reshape(-1), jnp.zeros(slopes.shape[1:])
+            return result(segment, document).value, jnp.zeros(slopes.shape[1:])
 
-        row, slope = lax.switch(segment.reduction, [loss, *map(reduced, reductions)], document)
+        branches = [reduced(name, segment) for name in DOCUMENT_REDUCTIONS[1:]]
+        row, slope = lax.switch(segment.reduction, [loss, *branches], document)
         value = document.value.at[_FIRST_DOCUMENT_RESULT + k].set(row)
         return document._replace(value=value), slopes.at[k].set(slope)
 
     count = _stages(program.document)
-    slopes = jnp.zeros((MAX_DOCUMENT_STAGES + 1, _TANGENTS, *shape))
-    document, slopes = lax.fori_loop(0, count + 1, stage, (document, slopes))
-    dual = result(_stage(program.document, count), document)
-    value, by_stages = dual.value[:, 0], finite(dual.tangent[:MAX_DOCUMENT_STAGES, :, 0])
+    start = (workspace.document, workspace.slopes)
+    document, slopes = lax.fori_loop(0, count + 1, stage, start)
+    value, tangent = result(stage_of(program.document, count), document)
     # A saturated loss has no slope.
-    by_stages = jnp.where(jnp.abs(value) < LARGE, by_stages, 0.0)
-    return document, Dual(finite(value), by_stages), slopes[:MAX_DOCUMENT_STAGES]
-
-
-def _through_pairs(
-    program: Programs, tile: Tile, pair: Registers, cotangents: Array, gradient: Array
-) -> Array:
-    """Adds what the pair stages pass on to the scores, of f32[stages, queries, list]."""
-
-    def stage(k: Array, gradient: Array) -> Array:
-        segment = _stage(program.pair, k)
-
-        def reduced(reduce: Reduction) -> Callable[[Registers], Array]:
-            def apply(pair: Registers) -> Array:
-                dual, selected = _pair_result(tile, segment, pair)
-                weights = reduce(dual.value, selected)[1]
-                cotangent = cotangents[k][:, :, None]
-                pull = finite(cotangent * (weights * jnp.nan_to_num(dual.tangent)))
-                return jnp.sum(pull, 2) - jnp.sum(pull, 1)
-
-            return apply
-
-        branches = [reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:]]
-        return gradient + lax.switch(segment.reduction - 1, branches, pair)
-
-    return lax.fori_loop(0, _stages(program.pair), stage, gradient)
+    by_stages = jnp.where(jnp.abs(value) < LARGE, finite(tangent[:MAX_DOCUMENT_STAGES]), 0.0)
+    return workspace._replace(document=document, slopes=slopes), Dual(finite(value), by_stages)
 
 
 def _loss_and_gradient(
-    program: Programs, tile: Tile, workspace: _Workspace, scores: Array
-) -> tuple[_Workspace, tuple[Array, Array]]:
-    """One candidate's loss f32[queries] over a tile, and its gradient f32[queries, list]."""
-    scores = jnp.where(tile.mask, scores, 0.0)
-    document = _load_scores(program, tile, workspace.document, scores)
-    workspace, counts = _pair_stages(program, tile, workspace._replace(document=document))
-    document, loss, slopes = _document_stages(program, tile, workspace.document, counts)
+    program: Programs, tile: Tile, blocks: Blocks, workspace: _Workspace,
+    scores: Array,
+) -> tuple[_Workspace, tuple[Array, Array]]:  # fmt: skip
+    """One candidate's loss over a tile, a query's at each of its documents, and its gradient."""
+    document = _load_scores(
+        program, tile, blocks, workspace.document, jnp.where(tile.mask, scores, 0.0)
+    )
+    stages = _stages(program.pair)
+    pair, passed, values = pair_stages(
+        program.pair, stages, tile, blocks, document.value, workspace.pair,
+        workspace.passed, _FIRST_PAIR_RESULT,
+    )  # fmt: skip
+    workspace = _Workspace(pair, document._replace(value=values), passed, workspace.slopes)
+    workspace, loss = _document_stages(program, tile, workspace)
+
     # Chain rule, backwards: query -> document stages -> scores and pair stages -> scores.
-    by_document = jnp.sum(loss.tangent[:, None, :, None] * slopes, 0)
-    cotangents = by_document[1 : 1 + MAX_PAIR_STAGES]
-    gradient = _through_pairs(program, tile, workspace.pair, cotangents, by_document[0])
+    def by_stage(k: Array, sums: Array) -> Array:
+        return sums + loss.tangent[k] * workspace.slopes[k]
+
+    nothing = jnp.zeros((_TANGENTS, scores.shape[0]))
+    by_document = lax.fori_loop(0, _stages(program.document), by_stage, nothing)
+    pair, gradient = back_through_pairs(
+        program.pair, stages, tile, blocks, values, workspace.pair, passed,
+        by_document[1 : 1 + MAX_PAIR_STAGES], by_document[0],
+    )  # fmt: skip
     gradient = jnp.where(tile.mask, finite(gradient), 0.0)
-    return workspace._replace(document=document), (loss.value, gradient)
+    return workspace._replace(pair=pair), (loss.value, gradient)
+
+
+def ragged_losses_and_gradients(
+    programs: Programs, scores: Sequence[Array], labels: Sequence[Array], masks: Sequence[Array]
+) -> tuple[list[Array], list[Array]]:
+    """`losses_and_gradients` of queries padded to several lengths, one array for each length."""
+    shapes = [x.shape for x in labels]
+    tiles = max(
+        -(-sum(q * length**2 for q, length in shapes) // TILE_PAIRS),
+        -(-sum(q * length for q, length in shapes) // TILE_DOCUMENTS),
+    )
+    tiles = min(tiles, max(q for q, _ in shapes))
+    sizes = [-(-q // tiles) for q, _ in shapes]
+    shares = [(size, length) for size, (_, length) in zip(sizes, shapes, strict=True)]
+    blocks = Blocks.of(shares, BLOCK_PAIRS, 2 * TILE_PAIRS)
+
+    def tiled(parts: Sequence[Array], axis: int) -> list[Array]:
+        """Each list [..., queries, list] as [tiles, ..., queries of a tile, list]."""
+        cut = []
+        for x, size in zip(parts, sizes, strict=True):
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = (0, tiles * size - x.shape[axis])
+            shape = (*x.shape[:axis], tiles, size, *x.shape[axis + 1 :])
+            cut.append(jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0))
+        return cut
+
+    def over_tile(workspace: _Workspace, inputs: tuple) -> tuple[_Workspace, tuple[Array, Array]]:
+        labels, masks, scores = inputs
+        tile = tile_of(labels, masks, blocks, _compares_labels(programs))
+
+        def candidate(
+            workspace: _Workspace, inputs: tuple[Programs, Array]
+        ) -> tuple[_Workspace, tuple[Array, Array]]:
+            return _loss_and_gradient(inputs[0], tile, blocks, workspace, inputs[1])
+
+        return lax.scan(candidate, _load_labels(workspace, tile), (programs, join(scores)))
+
+    workspace = _workspace(sum(size * length for size, length in shares), blocks)
+    inputs = (tiled(labels, 0), tiled(masks, 0), tiled(scores, 1))
+    if tiles == 1:
+        first = over_tile(workspace, jax.tree.map(lambda x: x[0], inputs))[1]
+        flat = jax.tree.map(lambda x: x[None], first)
+    else:
+        flat = lax.scan(over_tile, workspace, inputs)[1]
+    losses, gradients, start = [], [], 0
+    for (size, length), (count, _), mask in zip(shares, shapes, masks, strict=True):
+        # [tiles, candidates, queries of a tile * list] -> [candidates, queries, list]
+        loss, gradient = (
+            jnp.moveaxis(x[..., start : start + size * length], 0, 1)
+            .reshape(programs.count, tiles * size, length)[:, :count]
+            for x in flat
+        )  # fmt: skip
+        start += size * length
+        losses.append(jnp.where(jnp.any(mask, -1), loss[..., 0], 0.0))
+        gradients.append(gradient)
+    return losses, gradients
 
 
 def losses_and_gradients(
@@ -291,32 +277,5 @@ def losses_and_gradients(
     Returns:
       f32[candidates, queries], 0 for a query without a document; f32[candidates, queries, list].
     """
-    count, length = labels.shape
-    tile_size = min(count, max(1, TILE_PAIRS // length**2))
-    tiles = -(-count // tile_size)
-    padding = tiles * tile_size - count
-
-    def tiled(x: Array, axis: int) -> Array:
-        widths = [(0, padding if a == axis else 0) for a in range(x.ndim)]
-        shape = (*x.shape[:axis], tiles, tile_size, *x.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
-
-    def over_tile(
-        workspace: _Workspace, inputs: tuple[Array, Array, Array]
-    ) -> tuple[_Workspace, tuple[Array, Array]]:
-        labels, mask, scores = inputs
-        tile = tile_of(labels, mask)
-
-        def candidate(
-            workspace: _Workspace, inputs: tuple[Programs, Array]
-        ) -> tuple[_Workspace, tuple[Array, Array]]:
-            return _loss_and_gradient(inputs[0], tile, workspace, inputs[1])
-
-        return lax.scan(candidate, _load_labels(workspace, tile), (programs, scores))
-
-    inputs = (tiled(labels, 0), tiled(mask, 0), tiled(scores, 1))
-    losses, gradients = lax.scan(over_tile, _workspace(tile_size, length), inputs)[1]
-    # [tiles, candidates, tile_size, ...] -> [candidates, queries, ...]
-    losses = jnp.moveaxis(losses, 0, 1).reshape(scores.shape[0], -1)[:, :count]
-    gradients = jnp.moveaxis(gradients, 0, 1).reshape(scores.shape[0], -1, length)[:, :count]
-    return jnp.where(jnp.any(mask, -1), losses, 0.0), gradients
+    (losses,), (gradients,) = ragged_losses_and_gradients(programs, [scores], [labels], [mask])
+    return losses, gradients

@@ -18,6 +18,7 @@ from autoloss_jax.execution.programs import OPCODES, Programs, encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import random_expressions
 from autoloss_jax.language.operators import OPERATORS
+from autoloss_jax.language.parsing import parse
 from autoloss_jax.models import MLP
 
 FEATURES = 46
@@ -123,6 +124,33 @@ def samples(count: int, seed: int = 0) -> dict[str, Sample]:
         if len(rows) < count:
             raise ValueError(f"found {len(rows)} of {count} losses of the kind '{name}'")
         found[name] = Sample([losses[k] for k in rows], float(np.mean(operators[rows])))
+    return found
+
+
+def searched(count: int, budget: int, seed: int = 0) -> dict[str, Sample]:
+    """Losses that the controller proposed in a search on the synthetic queries, and that trained.
+
+    They are taken evenly over the whole search, `count` of each kind, repeated where it found
+    fewer: what the controller samples changes from round to round.
+    """
+    from autoloss_jax.data import synthetic
+    from autoloss_jax.search import SearchConfig, search
+
+    records = search(synthetic(), SearchConfig(budget=budget, seed=seed)).records
+    losses = [parse(r["formula"]) for r in records if r["status"] == "trained"]
+    programs = encode(losses)
+    of_pairs = np.any(np.asarray(programs.pair.reduction) > 0, axis=1)
+    found = {}
+    for kind, wanted, segments in (
+        ("per-document, of a search", ~of_pairs, programs.document),
+        ("pair, of a search", of_pairs, programs.pair),
+    ):
+        rows = np.flatnonzero(wanted)
+        if not rows.size:
+            raise ValueError(f"the search of {budget} candidates trained no loss '{kind}'")
+        rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+        operators = float(np.mean(np.sum(_operators(segments), axis=1)[rows]))
+        found[kind] = Sample([losses[k] for k in rows], operators)
     return found
 
 

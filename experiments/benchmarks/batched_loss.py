@@ -3,8 +3,9 @@
     python experiments/benchmarks/batched_loss.py --out batched_loss.json
 
 The same MLPs (46-64-32-1, Adam) are trained on the same queries. The share is the time under a
-fixed loss (plain `jax.grad` of its compiled function) over the time under as many different random
-losses through the batched path. Compilation is not counted: the batched path compiles once.
+fixed loss (plain `jax.grad` of its compiled function) over the time under as many different losses
+through the batched path: random ones, and those that the controller proposed in a search on the
+synthetic queries. Compilation is not counted: the batched path compiles once.
 """
 
 import json
@@ -22,6 +23,9 @@ _LIST_LENGTH = flags.DEFINE_integer("list_length", 40, "Documents a query.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps of training timed at once.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Turns of the interleaved measurement.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "CPU devices that share the candidates.")
+_SEARCH = flags.DEFINE_integer(
+    "search_budget", 400, "Candidates of the search whose losses are timed, too; 0: no search."
+)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 PER_DOCUMENT = ("mse", "pointwise_sigmoid")
@@ -53,6 +57,8 @@ def measure(workload) -> dict:
     size, steps = _CANDIDATES.value, _STEPS.value
     queries = workload.Queries.random(_QUERIES.value, _LIST_LENGTH.value)
     samples = workload.samples(size)
+    if _SEARCH.value:
+        samples |= workload.searched(size, _SEARCH.value)
     work = {name: workload.fixed(LOSSES[name], queries, size, steps)
             for name in (*PER_DOCUMENT, *PAIR)}  # fmt: skip
     work |= {kind: workload.batched(s.losses, queries, steps) for kind, s in samples.items()}
@@ -78,8 +84,8 @@ def measure(workload) -> dict:
             },
             "seconds": timing.seconds,
         })  # fmt: skip
-    settings = {flag.name: flag.value for flag in
-                (_CANDIDATES, _QUERIES, _LIST_LENGTH, _STEPS, _REPETITIONS, _DEVICES)}  # fmt: skip
+    used = (_CANDIDATES, _QUERIES, _LIST_LENGTH, _STEPS, _REPETITIONS, _DEVICES, _SEARCH)
+    settings = {flag.name: flag.value for flag in used}
     return {"machine": _timing.machine(), "settings": settings, "rows": rows}
 
 

@@ -313,15 +313,50 @@ def test_candidates_do_not_disturb_each_other():
         np.testing.assert_array_equal(np.asarray(a)[order], b)
 
 
-def test_queries_are_independent_of_the_tile_they_fall_into(monkeypatch):
+def in_pieces(monkeypatch, block_pairs: int, tile_pairs: int) -> None:
+    """The same results, however queries are cut into tiles and their pairs into blocks."""
     scores, labels, mask = padded_batch(largest=1.0)
-    programs = encode(group())
+    # Losses whose pair stages are reduced in every way, and that read each result differently.
+    names = ("softmax", "approx_ndcg", "lambdarank", "ranknet", "mse")
+    extra = ["sum_i(square(max_j(s_i - s_j)))", "sum_i(y_i * mean_j(exp(s_i - s_j)))",
+             "mean_ij(softplus(s_j - s_i), where=y_i > y_j) + sum_i(rank_i * s_i)"]  # fmt: skip
+    programs = encode([*group(*names)[: GROUP - len(extra)], *extra])
     expected = RUN(programs, spread(scores), labels, mask)
-    # Tiles of 3 of the 10 queries of 64 * 64 pairs: the last tile is padded.
-    monkeypatch.setattr(interpreter, "TILE_PAIRS", 3 * 64 * 64)
+    monkeypatch.setattr(interpreter, "BLOCK_PAIRS", block_pairs)
+    monkeypatch.setattr(interpreter, "TILE_PAIRS", tile_pairs)
     got = jax.jit(lambda *args: losses_and_gradients(*args))(programs, spread(scores), labels, mask)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_are_independent_of_the_tile_they_fall_into(monkeypatch):
+    # Tiles of 3 of the 10 queries of 64 * 64 pairs, the last one padded; blocks of 2 queries, the
+    # last of which begins early.
+    in_pieces(monkeypatch, 2 * 64 * 64, 3 * 64 * 64)
+
+
+def test_lists_whose_pairs_are_too_many_to_be_kept(monkeypatch):
+    # A query has 64 * 64 pairs, more than twice 1,000, so they are computed again on the way back;
+    # a block has 3 of its 64 rows, so the last one repeats two.
+    in_pieces(monkeypatch, 3 * 64, 1000)
+
+
+def test_lists_of_several_lengths_are_run_together():
+    scores, labels, mask = padded_batch(largest=1.0)
+    programs = encode(group("softmax", "lambdarank", "mse"))
+    order = np.argsort(~np.asarray(mask), axis=1, kind="stable")  # the real documents first
+    together = [np.take_along_axis(np.asarray(x), order, 1) for x in (scores, labels, mask)]
+    rows = (np.array([0, 1, 2, 8]), np.array([3, 4, 9]), np.array([5, 6, 7]))
+    parts = [[jnp.asarray(x[r, :n]) for x in together]
+             for r, n in zip(rows, (8, 20, 64), strict=True)]  # fmt: skip
+    scores_, labels_, masks = (list(x) for x in zip(*parts, strict=True))
+    losses, gradients = jax.jit(interpreter.ragged_losses_and_gradients)(
+        programs, [spread(x) for x in scores_], labels_, masks
+    )
+    expected = RUN(programs, spread(together[0]), together[1], together[2])
+    for r, n, loss, gradient in zip(rows, (8, 20, 64), losses, gradients, strict=True):
+        np.testing.assert_allclose(loss, expected[0][:, r], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(gradient, expected[1][:, r, :n], rtol=1e-5, atol=1e-5)
 
 
 def test_lists_of_one_document():
