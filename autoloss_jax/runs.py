@@ -48,7 +48,7 @@ _CHECKPOINT_NAME = re.compile(r"(\d+)\.msgpack")
 _CHECKPOINT_HEADER = "autoloss checkpoint 1 sha256 {}\n"
 # The instructions that vectorised arithmetic is compiled to; results depend on these in the last
 # bits. The other flags of a CPU change with the kernel and mean nothing here.
-_VECTOR_FLAGS = re.compile(r"(sse|ssse|avx|fma|amx|f16c|neon|asimd|sve|sme|bf16|fphp).*")
+_VECTOR_FLAGS = re.compile(r"(sse|ssse|avx|fma|amx|f16c|neon|asimd|sve|bf16|fphp).*|sme[\d_].*|sme")
 
 
 def _cpu() -> dict[str, Any]:

@@ -22,10 +22,10 @@ from autoloss_jax.feed import Feed
 from autoloss_jax.memory import free_memory, is_out_of_memory, needed_memory
 from autoloss_jax.profile import Profile
 from autoloss_jax.training import (
-    CHUNK,
     RankerTraining,
     RunState,
     candidates_mesh,
+    chunk_size,
     evaluate_runs,
     fetch,
     padded_count,
@@ -98,11 +98,12 @@ class Trainer:
                 self._halve(error)
 
     def _halve(self, error: BaseException) -> None:
-        least = CHUNK * self.mesh.size
+        chunk = chunk_size(self.mesh)
+        least = chunk * self.mesh.size
         reason = str(error).partition("\n")[0]
         if self.batch == least:
             raise AutolossError(
-                f"out of memory with {least} runs at once, the fewest there can be ({CHUNK} on "
+                f"out of memory with {least} runs at once, the fewest there can be ({chunk} on "
                 f"each of {self.mesh.size} devices): {reason}. Expected a smaller model, fewer "
                 "queries a step, or data that is streamed"
             ) from error

@@ -31,8 +31,10 @@ from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
 _RUNS = P(None, "candidates")  # the layout of what leads with [replicates, runs]
 _EACH = P("candidates")  # and of what leads with [runs]
 
-CHUNK = 4
-"""Runs trained side by side on one device: fewer leave the processor idle, more the cache."""
+CPU_CHUNK = 4
+"""Runs trained side by side on one CPU device: fewer leave the processor idle, more the cache."""
+ACCELERATOR_CHUNK = 64
+"""The same on a GPU or TPU, which needs thousands of queries at once to be busy; not measured."""
 
 _ADAM = optax.scale_by_adam(eps=1e-6)
 """Gradients have norm 1, so eps is far below any entry that matters, and far above rounding, which
@@ -178,9 +180,15 @@ def candidates_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
+def chunk_size(mesh: Mesh) -> int:
+    """Runs trained side by side on one device of the mesh. The last bits depend on it."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK
+
+
 def padded_count(count: int, mesh: Mesh) -> int:
     """The least number of runs that fills chunks on every device of the mesh."""
-    multiple = CHUNK * mesh.size
+    multiple = chunk_size(mesh) * mesh.size
     return -(-count // multiple) * multiple
 
 
@@ -283,10 +291,10 @@ def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., RunState]:
     Returns:
       `(states, losses, learning_rates, active, batches, plan) -> states` with states
       [replicates, runs], losses (a pytree) and learning_rates [runs], active bool[runs] (chunks of
-      CHUNK runs of which none is active are left as they are, at no cost), and plan rows
-      [replicates, steps, slots]. `runs` is a multiple of CHUNK times the devices of the mesh
-      (`padded_count`).
+      `chunk_size` runs of which none is active are left as they are, at no cost), and plan rows
+      [replicates, steps, slots]. `runs` fills chunks on every device of the mesh (`padded_count`).
     """
+    size = chunk_size(mesh)
 
     def local(
         states: RunState, losses: Any, rates: Array, active: Array, batches: Any, plan: Any
@@ -300,7 +308,7 @@ def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., RunState]:
                     jnp.any(active), lambda: many(states, losses, rates), lambda: states
                 )
 
-            return _in_chunks(chunk, states, losses, rates, active)
+            return _in_chunks(chunk, size, states, losses, rates, active)
 
         return lax.map(replicate, (states, plan))
 
@@ -318,9 +326,10 @@ def evaluate_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., Array]:
       rows [replicates, pieces, slots], and the metric's values f32[runs, replicates,
       pieces * slots]. Values of chunks that are not active are NaN.
     """
+    size = chunk_size(mesh)
 
     def local(states: RunState, active: Array, batches: Any, plan: Any) -> Array:
-        shape = (CHUNK, plan.rows[0].shape[1], sum(rows.shape[2] for rows in plan.rows))
+        shape = (size, plan.rows[0].shape[1], sum(rows.shape[2] for rows in plan.rows))
 
         def replicate(inputs: Any) -> Array:
             states, plan = inputs
@@ -331,7 +340,7 @@ def evaluate_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., Array]:
                     jnp.any(active), lambda: many(states), lambda: jnp.full(shape, jnp.nan)
                 )
 
-            return _in_chunks(chunk, states, active)
+            return _in_chunks(chunk, size, states, active)
 
         values = lax.map(replicate, (states, plan))
         return jnp.swapaxes(values.reshape(*values.shape[:2], -1), 0, 1)
@@ -356,8 +365,8 @@ def _on_mesh(mesh: Mesh, local: Callable[..., Any], in_specs: Any, out_specs: An
     return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _in_chunks(function: Callable[..., Any], *arrays: Any) -> Any:
-    """Maps a function over chunks of CHUNK runs, which lead in all arrays, one after the other."""
-    chunked = jax.tree.map(lambda x: x.reshape(-1, CHUNK, *x.shape[1:]), arrays)
+def _in_chunks(function: Callable[..., Any], size: int, *arrays: Any) -> Any:
+    """Maps a function over chunks of runs, which lead in all arrays, one after the other."""
+    chunked = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
     results = lax.map(lambda chunk: function(*chunk), chunked)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -12,13 +12,13 @@ from autoloss_jax.losses import LOSSES
 from autoloss_jax.memory import free_host_memory, free_memory, is_out_of_memory, needed_memory
 from autoloss_jax.models import Linear
 from autoloss_jax.proxy import ProxyConfig, ProxyTraining
-from autoloss_jax.training import CHUNK, candidates_mesh, place, reorder_runs, spread_runs
+from autoloss_jax.training import CPU_CHUNK, candidates_mesh, place, reorder_runs, spread_runs
 
 CONFIG = ProxyConfig(
     folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=3, rungs=(1, 1), max_buckets=1
 )
 CANDIDATES = list(LOSSES.values())[:9]
-LEAST = 2 * CHUNK  # a chunk on each of two devices
+LEAST = 2 * CPU_CHUNK  # a chunk on each of two devices
 EXHAUSTED = "RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore lines"
 
 

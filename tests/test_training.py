@@ -26,7 +26,7 @@ from autoloss_jax.losses import LOSSES
 from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.models import Linear
 from autoloss_jax.training import (
-    CHUNK,
+    CPU_CHUNK,
     RankerTraining,
     RunState,
     candidates_mesh,
@@ -249,13 +249,13 @@ def test_a_run_that_its_last_update_made_non_finite_has_no_value(setting):
 
 
 def test_inactive_chunks_are_left_unchanged(setting, compiled, result):
-    active = np.arange(RUNS) >= CHUNK
+    active = np.arange(RUNS) >= CPU_CHUNK
     states, values = setting.call(compiled, CANDIDATES, active=active)
-    expected = jax.tree.map(lambda x: np.repeat(np.asarray(x), CHUNK, 1), setting.start)
-    assert_same(at(states, slice(CHUNK)), expected)
-    assert np.isnan(values[:CHUNK]).all()
-    assert_same(at(states, slice(CHUNK, None)), at(result[0], slice(CHUNK, None)))
-    assert_same(values[CHUNK:], result[1][CHUNK:])
+    expected = jax.tree.map(lambda x: np.repeat(np.asarray(x), CPU_CHUNK, 1), setting.start)
+    assert_same(at(states, slice(CPU_CHUNK)), expected)
+    assert np.isnan(values[:CPU_CHUNK]).all()
+    assert_same(at(states, slice(CPU_CHUNK, None)), at(result[0], slice(CPU_CHUNK, None)))
+    assert_same(values[CPU_CHUNK:], result[1][CPU_CHUNK:])
 
 
 def test_replicates_differ_in_weights_and_queries(result):
@@ -316,7 +316,7 @@ def test_later_calls_compile_nothing(setting, compiled_on_two):
 
 
 def test_runs_are_padded_to_fill_every_device(compiled, compiled_on_two):
-    assert [padded_count(n, compiled[-1]) for n in (1, CHUNK, CHUNK + 1)] == [4, 4, 8]
+    assert [padded_count(n, compiled[-1]) for n in (1, CPU_CHUNK, CPU_CHUNK + 1)] == [4, 4, 8]
     assert [padded_count(n, compiled_on_two[-1]) for n in (1, 8, 9)] == [8, 8, 16]
 
 
