@@ -25,6 +25,7 @@ from autoloss_jax.data import (
     common_shapes,
     draw_batches,
     plan_labels,
+    rare_buckets,
     scale_fold,
 )
 from autoloss_jax.errors import AutolossError
@@ -150,13 +151,19 @@ class Converged(NamedTuple):
 
 
 def group_losses(
-    losses: Sequence[Expression], model: nn.Module, config: EffectivenessConfig, mesh: Mesh
-) -> list["LossGroup"]:
-    """All losses that fit a batched program as one group, and each other one by itself."""
+    losses: Sequence[Expression], model: nn.Module, config: EffectivenessConfig, mesh: Mesh,
+    train: BucketShapes,
+) -> list["LossGroup"]:  # fmt: skip
+    """All losses that fit a batched program as one group, and each other one by itself.
+
+    `train`: the shapes of the training queries of all folds.
+    """
     fitting = [k for k, loss in enumerate(losses) if fits(loss)]
     others = [[k] for k in range(len(losses)) if k not in fitting]
     return [
-        LossGroup(places, [losses[k] for k in places], places == fitting, model, config, mesh)
+        LossGroup(
+            places, [losses[k] for k in places], places == fitting, model, config, mesh, train
+        )
         for places in ([fitting] if fitting else []) + others
     ]
 
@@ -177,11 +184,15 @@ class LossGroup:
         model: nn.Module,
         config: EffectivenessConfig,
         mesh: Mesh,
+        train: BucketShapes,
     ) -> None:
         self.places, self.model, self._config = places, model, config
         rates = config.learning_rates
         gradient = program_score_gradient if batched else exact_score_gradient(losses[0])
-        self._training = RankerTraining(model, gradient, config.metric_cutoff)
+        self._training = RankerTraining(
+            model, gradient, config.metric_cutoff,
+            rare=rare_buckets(train.rows, config.queries_per_step),
+        )  # fmt: skip
         self._losses = list(losses) if batched else None
         self._count = len(losses) * len(rates)
         self._trainer = Trainer(self._training, self._count, mesh=mesh)

@@ -146,6 +146,7 @@ def run_effectiveness(
         model or make_model(config.model),
         config,
         mesh,
+        shapes.train,
     )
     contenders = [*losses, LAMBDAMART] if config.lambdamart else list(losses)
     folds = []

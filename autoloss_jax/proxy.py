@@ -25,6 +25,7 @@ from autoloss_jax.data import (
     draw_batches,
     held_out_rows,
     plan_labels,
+    rare_buckets,
 )
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
@@ -117,9 +118,12 @@ class ProxyTraining:
         self.config = config
         self.capacity = capacity
         self.reference = reference
-        self.training = RankerTraining(model, program_score_gradient, config.metric_cutoff, metric)
-        self.trainer = Trainer(self.training, capacity + 1, profile=profile)
         self.buckets = bucket_queries(queries, max_buckets=config.max_buckets)
+        self.training = RankerTraining(
+            model, program_score_gradient, config.metric_cutoff, metric,
+            rare_buckets(self.buckets.rows, config.queries_per_step),
+        )  # fmt: skip
+        self.trainer = Trainer(self.training, capacity + 1, profile=profile)
         self.folds = assign_folds(queries, config.folds, seed)
         self.feed = Feed(self.buckets, self.trainer.mesh, placement)
         self._held_out = held_out_rows(self.buckets, self.folds, config.folds)

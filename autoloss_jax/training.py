@@ -64,12 +64,15 @@ class RankerTraining:
       score_gradient: gives a loss's gradient by the scores.
       metric_cutoff: the k of the NDCG@k it is evaluated by.
       metric: what it is evaluated by instead.
+      rare: length buckets that few steps have a query of (`data.rare_buckets`); the others skip
+        them. Each is compiled apart.
     """
 
     model: nn.Module
     score_gradient: ScoreGradient
     metric_cutoff: int | None = 10
     metric: MetricPerQuery | None = None
+    rare: tuple[int, ...] = ()
 
     def init(self, key: Array, batch: ListBatch) -> RunState:
         """A fresh run; `batch` gives the shapes only."""
@@ -82,11 +85,16 @@ class RankerTraining:
         """One update on a batch of queries, given as one part per length bucket."""
 
         def forward(params: Any) -> list[Any]:
-            return [self.model.apply(params, part.features, part.mask) for part in batch]
+            def scores(part: ListBatch) -> Any:
+                return self.model.apply(params, part.features, part.mask)
+
+            return [
+                _if_any(part.mask, partial(scores, part)) if b in self.rare else scores(part)
+                for b, part in enumerate(batch)
+            ]
 
         scores, pull_back = jax.vjp(forward, state.params)
-        labels, masks = [part.labels for part in batch], [part.mask for part in batch]
-        gradients = self.score_gradient(loss, scores, labels, masks)
+        gradients = self._score_gradients(loss, scores, batch)
         # The largest entry becomes 1 first: the norm of a gradient near overflow would overflow.
         peak = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in gradients]))
         gradients = [g / jnp.where(peak > 0, peak, 1.0) for g in gradients]
@@ -106,6 +114,21 @@ class RankerTraining:
             (state.params, state.optimizer),
         )
         return RunState(params, optimizer, state.alive & finite)
+
+    def _score_gradients(
+        self, loss: Any, scores: list[Array], batch: Sequence[ListBatch]
+    ) -> list[Array]:
+        """Of every length bucket: the rare ones each apart, the others together."""
+
+        def gradients(buckets: list[int]) -> list[Array]:
+            labels, masks = [batch[b].labels for b in buckets], [batch[b].mask for b in buckets]
+            return self.score_gradient(loss, [scores[b] for b in buckets], labels, masks)
+
+        common = [b for b in range(len(batch)) if b not in self.rare]
+        found = dict(zip(common, gradients(common), strict=True))
+        for b in self.rare:
+            (found[b],) = _if_any(batch[b].mask, partial(gradients, [b]))
+        return [found[b] for b in range(len(batch))]
 
     def train(
         self,
@@ -146,6 +169,18 @@ class RankerTraining:
 def _all_finite(scores: Array, mask: Array) -> Array:
     """bool[]: whether every real document has a finite score; a model may give padding any."""
     return jnp.all(jnp.isfinite(scores) | ~mask)
+
+
+def _if_any(mask: Array, compute: Callable[[], Any]) -> Any:
+    """`compute()` if the mask has a document; else zeros instead, at no cost.
+
+    A real branch, under `vmap` over runs too: the mask is that of all runs.
+    """
+
+    def nothing() -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+
+    return lax.cond(jnp.any(mask), compute, nothing)
 
 
 def _take(bucket: ListBatch, rows: Any, valid: Any) -> ListBatch:

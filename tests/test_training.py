@@ -13,8 +13,10 @@ from autoloss_jax.data import (
     ListBatch,
     all_rows,
     bucket_queries,
+    concatenate,
     draw_batches,
     plan_labels,
+    rare_buckets,
     scale_fold,
     synthetic,
 )
@@ -210,6 +212,55 @@ def test_queries_that_are_not_valid_contribute_nothing(setting):
     assert_same(model.train(state, None, 0.1, batch, fillers), state)
     held = BatchPlan((jnp.array([[0, 1]]),), (jnp.array([[True, False]]),))
     assert model.evaluate(state, batch, held)[0, 1] == 0.0
+
+
+@pytest.fixture(scope="module")
+def rare_setting():
+    """Buckets of which the last has a query in few steps, and a plan in which fold 0 has some."""
+    queries = scale_fold(synthetic(num_queries=60, num_features=6, list_length=(3, 4)).folds[0])
+    long = synthetic(num_queries=10, num_features=6, list_length=(9, 9)).folds[0].test
+    buckets = bucket_queries(concatenate([queries.train, long]))
+    rare = rare_buckets(buckets.rows, 6)
+    plan = draw_batches(0, buckets, np.arange(buckets.num_queries) % 2, 2, STEPS, 6)
+    return buckets, rare, plan
+
+
+def train_on(rare_setting, score_gradient, rare):
+    buckets, _, plan = rare_setting
+    training = RankerTraining(Small(), score_gradient, 5, rare=rare)
+    mesh = candidates_mesh(jax.devices()[:1])
+    start = init_run(training, 0, 2, buckets.batch(0))
+    states = spread_runs(mesh, start, np.zeros(CHUNK, int))
+    each = (encode(CANDIDATES[:CHUNK]), np.full(CHUNK, RATE, np.float32), np.ones(CHUNK, bool))
+    return jax.block_until_ready(train_runs(training, mesh)(states, *each, buckets.batches, plan))
+
+
+def test_a_rare_bucket_is_computed_only_where_a_step_has_a_query_of_it(rare_setting):
+    _, rare, plan = rare_setting
+    here = plan.valid[2].sum()
+    assert rare == (2,) and 0 < here < plan.valid[2].size / 2
+    computed = []
+
+    def score_gradient(loss, scores, labels, masks):
+        jax.debug.callback(lambda *x: computed.append(len(x)), *(m.any() for m in masks))
+        return exact_score_gradient(LOSSES["mse"])(loss, scores, labels, masks)
+
+    skipping = train_on(rare_setting, score_gradient, rare)
+    jax.effects_barrier()
+    # The other two go through the loss together, in every step of both replicates.
+    assert set(computed) == {1, 2}
+    assert computed.count(1) * 2 * STEPS == computed.count(2) * here
+    expected = train_on(rare_setting, exact_score_gradient(LOSSES["mse"]), ())
+    assert skipping.alive.all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), skipping, expected)
+
+
+@pytest.mark.slow
+def test_skipping_a_rare_bucket_changes_no_candidate(rare_setting):
+    skipping = train_on(rare_setting, program_score_gradient, rare_setting[1])
+    expected = train_on(rare_setting, program_score_gradient, ())
+    assert skipping.alive.all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), skipping, expected)
 
 
 # --- runs side by side ---

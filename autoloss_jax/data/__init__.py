@@ -16,6 +16,7 @@ from autoloss_jax.data.batches import (
     padding_waste,
     plan_buckets,
     plan_labels,
+    rare_buckets,
     slots_per_bucket,
 )
 from autoloss_jax.data.letor import load_letor, read_letor
@@ -65,6 +66,7 @@ __all__ = [
     "plan_buckets",
     "plan_labels",
     "queries_from_arrays",
+    "rare_buckets",
     "read_letor",
     "scale_fold",
     "slots_per_bucket",

@@ -252,19 +252,27 @@ def slots_per_bucket(buckets: Buckets, queries_per_step: int) -> tuple[int, ...]
     At least 1 each, so the sum may exceed ``queries_per_step`` by up to the number of buckets. Rows
     without documents count, so that sets in the same shapes get the same slots.
     """
-    return tuple(max(count, 1) for count in _whole_slots(buckets, queries_per_step))
+    return tuple(max(count, 1) for count in _whole_slots(buckets.rows, queries_per_step))
 
 
-def _whole_slots(buckets: Buckets, queries_per_step: int) -> list[int]:
-    exact = _exact_slots(buckets, queries_per_step)
+def rare_buckets(rows: Sequence[int], queries_per_step: int) -> tuple[int, ...]:
+    """The buckets, given their rows, whose share of a step is no whole row, so that few have one.
+
+    `draw_batches` gives them one slot, with a filler in all other steps.
+    """
+    return tuple(b for b, count in enumerate(_whole_slots(rows, queries_per_step)) if not count)
+
+
+def _whole_slots(rows: Sequence[int], queries_per_step: int) -> list[int]:
+    exact = _exact_slots(rows, queries_per_step)
     slots = np.floor(exact).astype(np.int64)
     missing = int(round(queries_per_step - slots.sum()))
     slots[np.argsort(slots - exact, kind="stable")[:missing]] += 1
     return [int(count) for count in slots]
 
 
-def _exact_slots(buckets: Buckets, queries_per_step: int) -> np.ndarray:
-    sizes = np.array(buckets.rows)
+def _exact_slots(rows: Sequence[int], queries_per_step: int) -> np.ndarray:
+    sizes = np.array(rows)
     return queries_per_step * sizes / sizes.sum()
 
 
@@ -302,8 +310,8 @@ def draw_batches(
         if np.all(held_out == fold):
             raise AutolossError(f"fold {fold} of {num_folds} holds out every query, nothing trains")
     plans = []
-    slots = _whole_slots(buckets, queries_per_step)
-    shares = _exact_slots(buckets, queries_per_step)
+    slots = _whole_slots(buckets.rows, queries_per_step)
+    shares = _exact_slots(buckets.rows, queries_per_step)
     for b, (members, count, share) in enumerate(zip(buckets.members, slots, shares, strict=True)):
         training = [np.flatnonzero(held_out[members] != fold) for fold in range(num_folds)]
         seeds = [np.random.SeedSequence([seed, b, fold]) for fold in range(num_folds)]

@@ -19,6 +19,7 @@ from autoloss_jax.data import (
     pad_queries,
     padding_waste,
     plan_buckets,
+    rare_buckets,
     slots_per_bucket,
 )
 from autoloss_jax.data.synthetic import synthetic_lengths
@@ -113,6 +114,22 @@ def test_a_bucket_of_few_queries_is_not_seen_more_often_than_others():
     starts = {np.flatnonzero(draw_batches(k, buckets, None, 1, 20, 10).valid[2])[0]
               for k in range(20)}  # fmt: skip
     assert len(starts) > 3  # short plans, one a block, begin anywhere
+
+
+def test_a_bucket_is_rare_if_its_share_is_no_whole_row():
+    assert rare_buckets((600, 390, 10), 10) == (2,)
+    assert rare_buckets((600, 390, 10), 100) == ()
+    assert rare_buckets((10, 980, 10), 10) == (0, 2)
+    assert rare_buckets((1, 1, 1), 1) == (1, 2)
+
+
+def test_a_bucket_that_is_not_rare_is_in_every_step():
+    """So nothing but rare buckets need be skipped, and small sets have none."""
+    buckets = bucket_queries(make([2] * 60 + [5] * 39 + [9] * 8), max_buckets=3)
+    for queries_per_step in (5, 10, 32):
+        plan = draw_batches(0, buckets, None, 1, 40, queries_per_step)
+        sometimes = [b for b, valid in enumerate(plan.valid) if not valid.any(-1).all()]
+        assert tuple(sometimes) == rare_buckets(buckets.rows, queries_per_step)
 
 
 def test_a_plan_of_one_step_can_be_empty_of_a_rare_bucket():
