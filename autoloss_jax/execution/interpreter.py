@@ -41,6 +41,8 @@ TILE_PAIRS = 131_072
 """How many pairs a tile of queries may have, unless one query has more."""
 TILE_DOCUMENTS = 8_192
 """How many documents a tile of queries may have, unless one query has more."""
+MOST_FILLED = 1.25
+"""Tiles are larger than that where they had more than so many times the pairs of their queries."""
 
 _FIRST_PAIR_RESULT = DOCUMENT_LEAVES.index("pair stage 0")
 _FIRST_DOCUMENT_RESULT = DOCUMENT_LEAVES.index("document stage 0")
@@ -207,16 +209,29 @@ def _loss_and_gradient(
     return workspace._replace(pair=pair), (loss.value, gradient)
 
 
+def _tile_count(shapes: Sequence[tuple[int, int]]) -> int:
+    """Into how many tiles queries of shapes [queries, list] are cut.
+
+    Every tile has the same number of queries of a length, and is filled up with empty ones, which
+    cost as much: where a length has few queries, fewer tiles are better.
+    """
+    pairs = sum(q * length**2 for q, length in shapes)
+    documents = sum(q * length for q, length in shapes)
+    most = max(-(-pairs // TILE_PAIRS), -(-documents // TILE_DOCUMENTS))
+
+    def filled(tiles: int) -> int:
+        return sum(tiles * -(-q // tiles) * length**2 for q, length in shapes)
+
+    few = range(min(most, max(q for q, _ in shapes)), 0, -1)
+    return next(tiles for tiles in few if filled(tiles) <= MOST_FILLED * pairs)
+
+
 def ragged_losses_and_gradients(
     programs: Programs, scores: Sequence[Array], labels: Sequence[Array], masks: Sequence[Array]
 ) -> tuple[list[Array], list[Array]]:
     """`losses_and_gradients` of queries padded to several lengths, one array for each length."""
     shapes = [x.shape for x in labels]
-    tiles = max(
-        -(-sum(q * length**2 for q, length in shapes) // TILE_PAIRS),
-        -(-sum(q * length for q, length in shapes) // TILE_DOCUMENTS),
-    )
-    tiles = min(tiles, max(q for q, _ in shapes))
+    tiles = _tile_count(shapes)
     sizes = [-(-q // tiles) for q, _ in shapes]
     shares = [(size, length) for size, (_, length) in zip(sizes, shapes, strict=True)]
     blocks = Blocks.of(shares, BLOCK_PAIRS, 2 * TILE_PAIRS)

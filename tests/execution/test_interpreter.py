@@ -329,6 +329,14 @@ def in_pieces(monkeypatch, block_pairs: int, tile_pairs: int) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_tiles_are_not_mostly_fillers():
+    assert interpreter._tile_count([(8, 400)]) == 8
+    assert interpreter._tile_count([(8, 400), (8, 200), (3, 10)]) == 8
+    # One long list would be computed in each of six tiles.
+    assert interpreter._tile_count([(6, 77), (5, 126), (3, 198), (1, 539)]) == 1
+    assert interpreter._tile_count([(40, 10), (10, 1)]) == 1
+
+
 def test_queries_are_independent_of_the_tile_they_fall_into(monkeypatch):
     # Tiles of 3 of the 10 queries of 64 * 64 pairs, the last one padded; blocks of 2 queries, the
     # last of which begins early.
