@@ -29,7 +29,7 @@ _CANDIDATES = flags.DEFINE_integer("candidates", 15, "Losses in training, a refe
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of 20 training steps that are timed.")
 _DEVICES = flags.DEFINE_integer("devices", 2, "CPU devices that share the candidates.")
 _TASKS = flags.DEFINE_list(
-    "tasks", "write,parse,store,reopen,feed,streamed,resident", "What is measured."
+    "tasks", "padding,write,parse,store,reopen,feed,streamed,resident", "What is measured."
 )
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 _TASK = flags.DEFINE_string("task", None, "What a process of its own does; set by this program.")
@@ -38,6 +38,7 @@ QUERIES, FEATURES, LIST_LENGTH, MEAN_LENGTH = 31_531, 136, (1, 1_251), 119.6
 PARTS = 20  # the text is generated in so many pieces, each from a seed of its own
 FILES = {"train": "train.txt", "validation": "vali.txt", "test": "test.txt"}
 STRICT_BYTES = 4_000_000  # for the speed of the strict reader
+QUERIES_PER_STEP = (32, 128)
 LOSSES = ("mse", "pointwise_sigmoid")  # the quickest, which wait for data most
 
 
@@ -70,6 +71,25 @@ def run_task(task: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def padding(folder: Path) -> dict[str, Any]:
+    """Of the whole set, and of its training steps at several numbers of queries a step."""
+    from autoloss_jax.data import bucket_queries, draw_batches, padding_waste, synthetic
+
+    del folder
+    queries = synthetic(  # their lengths; as few features as can be
+        num_queries=round(_SCALE.value * QUERIES), num_features=6, list_length=LIST_LENGTH,
+        mean_length=MEAN_LENGTH, seed=0,
+    ).folds[0].train  # fmt: skip
+    buckets = bucket_queries(queries)
+    steps = {
+        queries_per_step: step_waste(
+            buckets, [draw_batches(0, buckets, None, 1, 1_000, queries_per_step)], queries_per_step
+        )
+        for queries_per_step in QUERIES_PER_STEP
+    }
+    return {"buckets": list(buckets.sizes), "padding_waste": padding_waste(buckets), "steps": steps}
 
 
 def write(folder: Path) -> dict[str, Any]:
@@ -217,7 +237,11 @@ def train(folder: Path, placement: str) -> dict[str, Any]:
         "seconds_to_scale": scaled,
         "seconds_to_place": placed,
         "padding_waste": padding_waste(proxy.buckets),
-        "padding_waste_of_a_step": step_waste(proxy),
+        "steps": {
+            config.queries_per_step: step_waste(
+                proxy.buckets, proxy._plan(0), config.queries_per_step
+            )
+        },
         "buckets": list(proxy.buckets.sizes),
         "mean_value": float(np.nanmean(values)),
         "array_bytes": 4 * queries.num_features * sum(
@@ -226,20 +250,30 @@ def train(folder: Path, placement: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def step_waste(proxy: Any) -> float:
-    """The share of the places of training steps that hold no document."""
+def step_waste(buckets: Any, plans: Any, queries_per_step: int) -> dict[str, float]:
+    """The shares of places that hold no document: of all slots of training steps, and of those that
+    are computed, which leaves out slots of rare buckets that a step has no query for.
+    """
     import numpy as np
 
-    places = documents = 0
-    for plan in proxy._plan(0):
-        for bucket, members in enumerate(proxy.buckets.members):
-            lengths = proxy.buckets.queries.lengths[members]
-            documents += np.sum(lengths[plan.rows[bucket]] * plan.valid[bucket])
-            places += plan.rows[bucket].size * proxy.buckets.sizes[bucket]
-    return float(1 - documents / places)
+    from autoloss_jax.data import rare_buckets
+
+    rare = rare_buckets(buckets.rows, queries_per_step)
+    places = computed = documents = 0
+    for plan in plans:
+        for bucket, (members, size) in enumerate(zip(buckets.members, buckets.sizes, strict=True)):
+            rows, valid = plan.rows[bucket], plan.valid[bucket]
+            documents += np.sum(buckets.queries.lengths[members][rows] * valid)
+            places += valid.size * size
+            computed += (np.sum(valid) if bucket in rare else valid.size) * size
+    return {
+        "of_slots": float(1 - documents / places),
+        "of_computed": float(1 - documents / computed),
+    }
 
 
 TASKS = {
+    "padding": padding,
     "write": write,
     "parse": parse,
     "store": store,
@@ -271,6 +305,12 @@ def show(report: dict[str, Any]) -> None:
 
 def described(task: str, row: dict[str, Any]) -> dict[str, str]:
     """The figures of a task in words."""
+    if task == "padding":
+        return {
+            "padding: buckets": ", ".join(map(str, row["buckets"])),
+            "padding: waste of all lists": f"{row['padding_waste']:.1%}",
+            **described_steps(task, row),
+        }
     if task == "write":
         return {"LETOR text": f"{row['bytes'] / 1e9:.2f} GB"}
     if task == "parse":
@@ -293,10 +333,19 @@ def described(task: str, row: dict[str, Any]) -> dict[str, str]:
     return {
         f"{task}: buckets": ", ".join(map(str, row["buckets"])),
         f"{task}: padding waste of all lists": f"{row['padding_waste']:.1%}",
-        f"{task}: padding waste of training steps": f"{row['padding_waste_of_a_step']:.1%}",
+        **described_steps(task, row),
         f"{task}: training": f"{row['model_steps_per_second']:.1f} model steps/s",
         f"{task}: waiting for data": f"{row['share_of_time_waiting_for_data']:.1%} of the time",
         f"{task}: evaluation": f"{row['evaluated_documents_per_second'] / 1e6:.2f} M documents/s",
+    }
+
+
+def described_steps(task: str, row: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"{task}: padding of a training step of {queries_per_step} queries": (
+            f"{waste['of_computed']:.1%} ({waste['of_slots']:.1%} if no bucket were skipped)"
+        )
+        for queries_per_step, waste in row["steps"].items()
     }
 
 
