@@ -230,8 +230,12 @@ def train_on(rare_setting, score_gradient, rare):
     training = RankerTraining(Small(), score_gradient, 5, rare=rare)
     mesh = candidates_mesh(jax.devices()[:1])
     start = init_run(training, 0, 2, buckets.batch(0))
-    states = spread_runs(mesh, start, np.zeros(CHUNK, int))
-    each = (encode(CANDIDATES[:CHUNK]), np.full(CHUNK, RATE, np.float32), np.ones(CHUNK, bool))
+    states = spread_runs(mesh, start, np.zeros(CPU_CHUNK, int))
+    each = (
+        encode(CANDIDATES[:CPU_CHUNK]),
+        np.full(CPU_CHUNK, RATE, np.float32),
+        np.ones(CPU_CHUNK, bool),
+    )
     return jax.block_until_ready(train_runs(training, mesh)(states, *each, buckets.batches, plan))
 
 

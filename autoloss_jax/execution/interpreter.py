@@ -209,7 +209,7 @@ def _loss_and_gradient(
     return workspace._replace(pair=pair), (loss.value, gradient)
 
 
-def _tile_count(shapes: Sequence[tuple[int, int]]) -> int:
+def _tile_count(shapes: Sequence[tuple[int, ...]]) -> int:
     """Into how many tiles queries of shapes [queries, list] are cut.
 
     Every tile has the same number of queries of a length, and is filled up with empty ones, which
