@@ -64,6 +64,8 @@ class EffectivenessConfig:
       lambdamart: whether LightGBM's LambdaMART is trained as a reference; needs the extra gbdt.
       dump_scores: whether every model's scores of the test documents are written to
         test_scores.npz.
+      truncation_level: in training, pairs count only if one of their documents is among this many
+        first by current scores; 0: all pairs.
     """
 
     model: str = "mlp"
@@ -80,6 +82,7 @@ class EffectivenessConfig:
     max_buckets: int = 0
     lambdamart: bool = False
     dump_scores: bool = False
+    truncation_level: int = 0
 
     def check(self) -> None:
         """Raises AutolossError for a setting out of range, naming it."""
@@ -92,6 +95,8 @@ class EffectivenessConfig:
         for name in ("seeds", "block_steps", "patience", "max_steps", "queries_per_step"):
             if getattr(self, name) < 1:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.truncation_level < 0:
+            raise AutolossError(f"truncation_level is {self.truncation_level}, expected at least 0")
         if not 0 <= self.seed < 2**31:
             raise AutolossError(f"seed is {self.seed}, expected 0 to 2**31 - 1")
         if self.max_steps < self.block_steps:
@@ -156,8 +161,10 @@ def group_losses(
 ) -> list["LossGroup"]:  # fmt: skip
     """All losses that fit a batched program as one group, and each other one by itself.
 
-    `train`: the shapes of the training queries of all folds.
+    `train`: the shapes of the training queries of all folds. Raises AutolossError if pairs are to
+    be truncated and a loss does not fit.
     """
+    check_truncation(losses, config.truncation_level)
     fitting = [k for k, loss in enumerate(losses) if fits(loss)]
     others = [[k] for k in range(len(losses)) if k not in fitting]
     return [
@@ -188,7 +195,10 @@ class LossGroup:
     ) -> None:
         self.places, self.model, self._config = places, model, config
         rates = config.learning_rates
-        gradient = program_score_gradient if batched else exact_score_gradient(losses[0])
+        if batched:
+            gradient = program_score_gradient(config.truncation_level)
+        else:
+            gradient = exact_score_gradient(losses[0])
         self._training = RankerTraining(
             model, gradient, config.metric_cutoff,
             rare=rare_buckets(train.rows, config.queries_per_step),
@@ -265,6 +275,20 @@ def _plan(data: FoldData, config: EffectivenessConfig, step: int) -> BatchPlan:
         for s in range(config.seeds)
     ]  # fmt: skip
     return jax.tree.map(lambda *x: np.concatenate(x), *plans)
+
+
+def check_truncation(losses: Sequence[Expression], truncation_level: int) -> None:
+    """Raises AutolossError for a loss whose pairs cannot be truncated, if they are to be."""
+    if not truncation_level:
+        return
+    for loss in losses:
+        try:
+            encode([loss])
+        except AutolossError as error:
+            raise AutolossError(
+                f"truncation_level is {truncation_level}; expected 0, or losses that fit a batched "
+                f"program: {error}"
+            ) from error
 
 
 def fits(expression: Expression) -> bool:

@@ -23,6 +23,7 @@ from autoloss_jax.convergence import (
     FoldData,
     FoldShapes,
     LossGroup,
+    check_truncation,
     group_losses,
 )
 from autoloss_jax.data import Dataset, Fold
@@ -86,6 +87,8 @@ def effectiveness_test(
     config = config or EffectivenessConfig()
     config.check()
     losses = contenders(expressions, hand_designed)
+    formulas = [c.expression for c in losses if c.expression is not None]
+    check_truncation(formulas, config.truncation_level)
     if out is None:
         return run_effectiveness(
             dataset, losses, config, None, model=model, placement=placement,
@@ -168,6 +171,7 @@ def run_effectiveness(
     result |= {
         "folds": [fold.name for fold in dataset.folds],
         "seeds": config.seeds,
+        "truncation_level": config.truncation_level,
         "err_max_label": max_label,
     }
     unfinished = [row["name"] for row in result["rows"] if not row["converged"]]

@@ -50,6 +50,8 @@ class ProxyConfig:
       keep: that share.
       metric_cutoff: the k of the reward's NDCG@k.
       max_buckets: the most length buckets of the training queries; 0 chooses them by the data.
+      truncation_level: pairs count only if one of their documents is among this many first by
+        current scores; 0: all pairs.
     """
 
     folds: int = 3
@@ -60,12 +62,13 @@ class ProxyConfig:
     keep: float = 0.5
     metric_cutoff: int = 10
     max_buckets: int = 0
+    truncation_level: int = 0
 
     def check(self) -> None:
         """Raises AutolossError for a setting out of range, naming it."""
         for name, least in (
             ("folds", 2), ("queries_per_step", 1), ("rung_steps", 1), ("metric_cutoff", 1),
-            ("max_buckets", 0),
+            ("max_buckets", 0), ("truncation_level", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least {least}")
@@ -120,7 +123,7 @@ class ProxyTraining:
         self.reference = reference
         self.buckets = bucket_queries(queries, max_buckets=config.max_buckets)
         self.training = RankerTraining(
-            model, program_score_gradient, config.metric_cutoff, metric,
+            model, program_score_gradient(config.truncation_level), config.metric_cutoff, metric,
             rare_buckets(self.buckets.rows, config.queries_per_step),
         )  # fmt: skip
         self.trainer = Trainer(self.training, capacity + 1, profile=profile)

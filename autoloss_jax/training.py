@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from autoloss_jax.data import BatchPlan, ListBatch
-from autoloss_jax.execution.batched import program_gradient
+from autoloss_jax.execution.batched import truncated_program_gradient
 from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
@@ -203,8 +203,9 @@ def exact_score_gradient(loss: Expression) -> ScoreGradient:
     return score_gradient
 
 
-program_score_gradient: ScoreGradient = program_gradient
-"""The gradient of the run's own loss, an encoded program."""
+def program_score_gradient(truncation_level: int = 0) -> ScoreGradient:
+    """The gradient of the run's own loss, an encoded program, its pairs truncated at a level."""
+    return truncated_program_gradient(truncation_level)
 
 
 def candidates_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

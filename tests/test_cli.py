@@ -96,6 +96,15 @@ def call(*arguments):
         (["run", "--test_learning_rates", "-1"], "--test_learning_rates is (-1.0,)"),
         (["run", "--metric_cutoff", "7"], "--metric_cutoff is 7; expected 1, 3, 5, 10 or 30"),
         (["run", "--max_tokens", "3"], "--max_tokens=3: expected a whole number of at least 4"),
+        (["run", "--truncation_level=-1"], "expected a whole number of at least 0"),
+        (
+            ["test", "--truncation_level=5", "--loss", "sum_ij(s_i * s_j * y_i)"],
+            "--truncation_level is 5; expected 0, or losses that fit a batched program: 'sum_ij",
+        ),
+        (
+            ["run", "--truncation_level=5", "--interpreter=kernel"],
+            "truncation_level is 5, and the interpreter 'kernel' does not truncate pairs",
+        ),
         (["run", "--tensorboard=5"], "Non-boolean argument"),
         (["run", "--reference", "softmx"], "unknown loss 'softmx'. Did you mean 'softmax'?"),
         (["run", "--reference", "max_i(s_i) * y_i"], "index i is free"),
@@ -280,11 +289,13 @@ def test_every_setting_has_a_flag_and_shared_ones_share_their_default():
 
 def test_flags_reach_the_configurations():
     values = parsed(
-        "run", "--seed", 7, "--proxy_rungs", "1,2,4", "--test_patience=3", "--empty=one"
-    )
+        "run", "--seed", 7, "--proxy_rungs", "1,2,4", "--test_patience=3", "--empty=one",
+        "--truncation_level", 20,
+    )  # fmt: skip
     search, test = search_config(values), effectiveness_config(values)
     assert (search.seed, search.proxy.rungs) == (7, (1, 2, 4))
     assert (test.seed, test.patience, test.empty) == (7, 3, "one")
+    assert search.proxy.truncation_level == test.truncation_level == 20
     assert not (test.lambdamart or test.dump_scores)
     given = effectiveness_config(parsed("test", "--dump_scores", "--lambdamart"))
     assert given.lambdamart and given.dump_scores

@@ -579,6 +579,7 @@ def test_a_finished_folder_is_read_and_another_test_refused(data, found, result,
         ({"empty": "drop"}, "empty is 'drop'; expected one of skip, zero, one"),
         ({"metric_cutoff": 7}, "metric_cutoff is 7; expected 1, 3, 5, 10 or 30"),
         ({"seeds": 0}, "seeds is 0, expected at least 1"),
+        ({"truncation_level": -1}, "truncation_level is -1, expected at least 0"),
         ({"seed": -1}, "seed is -1"),
         ({"patience": 0}, "patience is 0"),
         ({"max_steps": 2}, "max_steps is 2, expected at least one block of 3"),
@@ -592,6 +593,24 @@ def test_a_finished_folder_is_read_and_another_test_refused(data, found, result,
 def test_bad_settings_are_refused(data, setting, message):
     with pytest.raises(AutolossError, match=message):
         effectiveness_test(data, [], dataclasses.replace(CONFIG, **setting))
+
+
+def test_a_loss_whose_pairs_cannot_be_truncated_is_refused(data, tmp_path):
+    config = dataclasses.replace(CONFIG, truncation_level=3)
+    with pytest.raises(AutolossError, match="truncation_level is 3; expected 0, or losses that fit "
+                       "a batched program: 'sum_ij.*s_i [+] s_j"):  # fmt: skip
+        effectiveness_test(data, [UNFIT], config, hand_designed=HAND, out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_are_truncated_in_phase_ii_as_configured(data, result):
+    config = dataclasses.replace(CONFIG, truncation_level=1)
+    content = effectiveness_test(data, [], config, hand_designed=["ranknet", "mse"])
+    assert (content["truncation_level"], result["truncation_level"]) == (1, 0)
+    whole = effectiveness_test(data, [], CONFIG, hand_designed=["ranknet", "mse"])
+    for name, same in (("ranknet", False), ("mse", True)):
+        validation = [row_of(x, name)["validation"] for x in (content, whole)]
+        assert (abs(validation[0] - validation[1]) < 1e-6) == same
 
 
 def test_a_test_needs_a_hand_designed_loss_and_relevant_documents(data, found):

@@ -12,6 +12,7 @@ from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import LOSSES
 from autoloss_jax.models import Linear
 from autoloss_jax.proxy import ProxyConfig, ProxyTraining
+from autoloss_jax.training import program_score_gradient
 
 CONFIG = ProxyConfig(
     folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=4, rungs=(1, 1), keep=0.5,
@@ -166,6 +167,13 @@ def test_a_reference_that_fails_is_said(proxy, monkeypatch):
         proxy.run(CANDIDATES, seed=3)
 
 
+def test_proxy_runs_train_with_pairs_truncated_as_configured(queries, proxy):
+    config = dataclasses.replace(CONFIG, truncation_level=3)
+    truncated = ProxyTraining(queries, Linear(), REFERENCE, config, CAPACITY, seed=0)
+    assert truncated.training.score_gradient is program_score_gradient(3)
+    assert proxy.training.score_gradient is program_score_gradient(0)
+
+
 def test_more_candidates_than_the_capacity_are_refused(proxy):
     with pytest.raises(AutolossError, match="8 candidates, expected at most the capacity of 7"):
         proxy.run([LOSSES["mse"]] * 8, seed=0)
@@ -179,6 +187,7 @@ def test_more_candidates_than_the_capacity_are_refused(proxy):
         ({"queries_per_step": 0}, "queries_per_step is 0"),
         ({"metric_cutoff": 0}, "metric_cutoff is 0"),
         ({"max_buckets": -1}, "max_buckets is -1, expected at least 0"),
+        ({"truncation_level": -1}, "truncation_level is -1, expected at least 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, expected a positive number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"keep": 0.0}, "keep is 0.0, expected above 0"),

@@ -1,6 +1,7 @@
 """Training: one run, many runs beside each other, many devices."""
 
 import re
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ from autoloss_jax.data import (
 )
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import program_gradient
+from autoloss_jax.execution.interpreter import losses_and_gradients
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import LOSSES
@@ -80,7 +82,7 @@ class Setting:
         )
         self.every = all_rows(self.buckets, REPLICATES)
         _, self.counted = plan_labels(self.buckets, self.every)
-        self.training = RankerTraining(Small(), program_score_gradient, 5)
+        self.training = RankerTraining(Small(), program_score_gradient(), 5)
         self.start = init_run(self.training, 0, REPLICATES, self.batches[0])
 
     def call(self, compiled, losses, *, rates=None, active=None, states=None):
@@ -179,7 +181,7 @@ def test_a_loss_is_not_rewarded_for_its_scale(result):
         lambda x: np.testing.assert_allclose(x[:, 0], x[:, 4], rtol=1e-3, atol=1e-4),
         result[0].params,
     )
-    (doubled,) = program_score_gradient(
+    (doubled,) = program_score_gradient()(
         jax.tree.map(lambda x: x[0], encode([parse("1000 * sum_i(y_i * s_i)")])),
         [jnp.zeros((1, 2))], [jnp.array([[1.0, 0.0]])], [jnp.ones((1, 2), bool)],
     )  # fmt: skip
@@ -261,8 +263,8 @@ def test_a_rare_bucket_is_computed_only_where_a_step_has_a_query_of_it(rare_sett
 
 @pytest.mark.slow
 def test_skipping_a_rare_bucket_changes_no_candidate(rare_setting):
-    skipping = train_on(rare_setting, program_score_gradient, rare_setting[1])
-    expected = train_on(rare_setting, program_score_gradient, ())
+    skipping = train_on(rare_setting, program_score_gradient(), rare_setting[1])
+    expected = train_on(rare_setting, program_score_gradient(), ())
     assert skipping.alive.all()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), skipping, expected)
 
@@ -414,6 +416,24 @@ def test_scores_that_all_candidates_share(lists):
     np.testing.assert_array_equal(
         shared, MAPPED(programs, jnp.stack([scores[0]] * 3), labels, mask)
     )
+
+
+def test_truncated_gradients_map_over_candidates_and_lengths(lists):
+    scores, labels, mask = lists
+    programs = encode([LOSSES["ranknet"], LOSSES["softmax"], LOSSES["mse"]])
+    gradient = program_score_gradient(truncation_level=2)
+    mapped = jax.jit(jax.vmap(gradient, (0, 0, None, None)))
+    buckets = [scores, scores[:, 1:, :3]], [labels, labels[1:, :3]], [mask, mask[1:, :3]]
+    long, short = mapped(programs, *buckets)
+    losses = jax.jit(partial(losses_and_gradients, truncation_level=2))
+    np.testing.assert_allclose(
+        long, losses(programs, scores, labels, mask)[1], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(short, long[:, 1:, :3], rtol=1e-5, atol=1e-6)
+    whole = MAPPED(programs, scores, labels, mask)
+    assert (np.abs(whole - long).max((1, 2)) > 1e-3).tolist() == [True, True, False]
+    # Equal trainings are compiled once.
+    assert program_score_gradient(2) is gradient
 
 
 def test_mapped_labels_are_refused(lists):

@@ -38,7 +38,13 @@ _CHOICES = {
     "features": TRANSFORMS,
     "empty": EMPTY_CONVENTIONS,
 }
-_LEAST = {"seed": 0, "max_buckets": 0, "max_tokens": LEAST_TOKENS, "folds": 2}
+_LEAST = {
+    "seed": 0,
+    "max_buckets": 0,
+    "truncation_level": 0,
+    "max_tokens": LEAST_TOKENS,
+    "folds": 2,
+}
 # Settings that the proxy runs and the test share have one flag, without a prefix.
 _CLEARER = {
     "proposer": "what proposes the losses: chance, evolution, or an LSTM and policy gradient",
@@ -51,6 +57,10 @@ _CLEARER = {
     "metric_cutoff": "the k of the NDCG@k that rewards, validates and compares",
     "max_buckets": "the most length buckets that lists are padded to; 0: 3, or with many documents "
     "so many more that padding wastes less than 15 %",
+    "truncation_level": "train both phases with those pairs only of which a document is among this "
+    "many first by current scores, as lambdarank_truncation_level of LightGBM; 0: all pairs. It "
+    "changes every loss with a sum over pairs: figures are of truncated losses. XLA runs them on a "
+    "GPU too; losses that fit no batched program, and --interpreter kernel, are refused",
     "lambdamart": "train LightGBM's LambdaMART besides, as a reference; needs the extra gbdt",
     "dump_scores": "write every model's scores of the test documents to the run folder's "
     "test_scores.npz, so that they can be evaluated elsewhere",
@@ -58,7 +68,7 @@ _CLEARER = {
 """Better texts than an attribute's own, which leans on its neighbours."""
 _WITHOUT_PREFIX = (
     "model", "features", "seed", "metric_cutoff", "max_buckets", "empty", "lambdamart",
-    "dump_scores",
+    "dump_scores", "truncation_level",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from absl import flags, logging
 from autoloss_jax.cli.flags import effectiveness_config, search_config
 from autoloss_jax.cli.machine import user_cache
 from autoloss_jax.cli.progress import held_back
+from autoloss_jax.convergence import check_truncation
 from autoloss_jax.data import Dataset, Fold, assign_folds, load_dataset, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
 from autoloss_jax.errors import AutolossError
@@ -103,6 +104,10 @@ def make_plan(
     if command == "search" and values.loss + [*filter(None, [values["from"].value])]:
         raise AutolossError("--loss and --from are for `autoloss test` and `autoloss run`")
     losses = _losses(values, own_finalists)
+    try:
+        check_truncation([parse(text) for text in losses.found], effectiveness.truncation_level)
+    except AutolossError as error:
+        raise AutolossError(f"--{error}") from error
     with held_back() as notes:
         dataset = load_data(values.data, values)
     searched, tested = _choose_folds(dataset, values, losses, notes)

@@ -6,6 +6,7 @@ but for rounding.
 
 import concurrent.futures
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -40,9 +41,20 @@ def using_interpreter(name: str) -> AbstractContextManager[Any]:
     return _chosen(name)
 
 
-def interpreter_in_use() -> str:
-    """The interpreter that runs losses here: xla or kernel."""
-    return _automatic() if _chosen.value == "auto" else _chosen.value
+def interpreter_in_use(truncation_level: int = 0) -> str:
+    """The interpreter that runs losses here, given how their pairs are truncated: xla or kernel.
+
+    Raises:
+      AutolossError: the kernel is asked for, and pairs are truncated, which it does not do.
+    """
+    if not truncation_level:
+        return _automatic() if _chosen.value == "auto" else _chosen.value
+    if _chosen.value == "kernel":
+        raise AutolossError(
+            f"truncation_level is {truncation_level}, and the interpreter 'kernel' does not "
+            "truncate pairs; expected the interpreter auto or xla"
+        )
+    return "xla"
 
 
 @functools.cache
@@ -143,16 +155,59 @@ def batched_loss(programs: Programs, scores: Array, labels: Array, mask: Array) 
     return _batched_loss(programs, scores, labels, mask)
 
 
-def _gradients(programs: Programs, scores: Any, labels: Any, mask: Any) -> Any:
+def _gradients(
+    programs: Programs, scores: Any, labels: Any, masks: Any, truncation_level: int
+) -> Any:
     """The gradients of every candidate's summed loss, of an array or of a list of arrays."""
     if isinstance(scores, Array):
-        return losses_and_gradients(programs, scores, labels, mask)[1]
-    if interpreter_in_use() == "xla":
-        return interpreter.ragged_losses_and_gradients(programs, scores, labels, mask)[1]
-    return [_gradients(programs, *part) for part in zip(scores, labels, mask, strict=True)]
+        return _gradients(programs, [scores], [labels], [masks], truncation_level)[0]
+    if interpreter_in_use(truncation_level) == "xla":
+        return interpreter.ragged_losses_and_gradients(
+            programs, scores, labels, masks, truncation_level
+        )[1]
+    parts = zip(scores, labels, masks, strict=True)
+    return [kernel.losses_and_gradients(programs, *part)[1] for part in parts]
 
 
-@jax.custom_batching.custom_vmap
+ProgramGradient = Callable[[Programs, Any, Any, Any], Any]
+
+
+@functools.cache  # so that equal trainings have equal functions, and are compiled once
+def truncated_program_gradient(truncation_level: int) -> ProgramGradient:
+    """`program_gradient` of pairs of which one document is among the first by current scores.
+
+    Args:
+      truncation_level: how many come first, as in `interpreter.losses_and_gradients`; 0: all.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def gradient(program: Programs, scores: Any, labels: Any, mask: Any) -> Any:
+        programs, scores = jax.tree.map(lambda x: x[None], (program, scores))
+        gradients = _gradients(programs, scores, labels, mask, truncation_level)
+        return jax.tree.map(lambda x: x[0], gradients)
+
+    @gradient.def_vmap
+    def together(
+        axis_size: int, batched: list, program: Programs, scores: Any, labels: Any, mask: Any
+    ) -> tuple[Any, Any]:
+        program_batched, scores_batched, labels_batched, mask_batched = batched
+        if any(jax.tree.leaves((labels_batched, mask_batched))):
+            raise AutolossError(
+                "program_gradient maps over candidates that share their queries: labels and mask "
+                "must not be mapped; map over sets of queries by lax.map outside"
+            )
+
+        def every(x: Array, is_batched: bool) -> Array:
+            return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+        programs = jax.tree.map(every, program, program_batched)
+        scores = jax.tree.map(every, scores, scores_batched)
+        gradients = _gradients(programs, scores, labels, mask, truncation_level)
+        return gradients, jax.tree.map(lambda _: True, gradients)
+
+    return gradient
+
+
 def program_gradient(program: Programs, scores: Any, labels: Any, mask: Any) -> Any:
     """The gradient of one candidate's summed loss by its scores, for code written for one run.
 
@@ -166,25 +221,4 @@ def program_gradient(program: Programs, scores: Any, labels: Any, mask: Any) -> 
     Returns:
       f32[queries, list], or a list of such.
     """
-    programs, scores = jax.tree.map(lambda x: x[None], (program, scores))
-    return jax.tree.map(lambda x: x[0], _gradients(programs, scores, labels, mask))
-
-
-@program_gradient.def_vmap
-def _program_gradient_vmap(
-    axis_size: int, batched: list, program: Programs, scores: Any, labels: Any, mask: Any
-) -> tuple[Any, Any]:
-    program_batched, scores_batched, labels_batched, mask_batched = batched
-    if any(jax.tree.leaves((labels_batched, mask_batched))):
-        raise AutolossError(
-            "program_gradient maps over candidates that share their queries: labels and mask must "
-            "not be mapped; map over sets of queries by lax.map outside"
-        )
-
-    def every(x: Array, is_batched: bool) -> Array:
-        return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-
-    programs = jax.tree.map(every, program, program_batched)
-    scores = jax.tree.map(every, scores, scores_batched)
-    gradients = _gradients(programs, scores, labels, mask)
-    return gradients, jax.tree.map(lambda _: True, gradients)
+    return truncated_program_gradient(0)(program, scores, labels, mask)

@@ -94,16 +94,20 @@ def _load_labels(workspace: _Workspace, tile: Tile) -> _Workspace:
 
 
 def _load_scores(
-    program: Programs, tile: Tile, blocks: Blocks, document: Registers, scores: Array
-) -> Registers:
-    """Writes the document leaves of this candidate's scores f32[documents]."""
+    program: Programs, tile: Tile, blocks: Blocks, document: Registers, scores: Array,
+    ranked: Array,
+) -> Registers:  # fmt: skip
+    """Writes the document leaves of this candidate's scores f32[documents].
 
-    def ranked() -> tuple[Array, Array]:
+    `ranked`: whether anything needs their ranks, which are wrong otherwise.
+    """
+
+    def by_rank() -> tuple[Array, Array]:
         marked = tile.queries.split(jnp.where(tile.mask, scores, jnp.nan))
         rank = 1.0 + order(marked, blocks).ahead
         return rank, queries.discounts(rank)
 
-    rank, discount = lax.cond(program.uses_ranks, ranked, lambda: (scores, scores))
+    rank, discount = lax.cond(ranked, by_rank, lambda: (scores, scores))
     value = document.value
     for name, leaf in (("s_i", scores), ("rank_i", rank), ("discount_i", discount)):
         value = value.at[DOCUMENT_LEAVES.index(name)].set(leaf)
@@ -127,7 +131,7 @@ def _stages(segments: Segments) -> Array:
 
 
 def _document_stages(
-    program: Programs, tile: Tile, workspace: _Workspace
+    program: Programs, tile: Tile, blocks: Blocks, workspace: _Workspace
 ) -> tuple[_Workspace, Dual]:
     """Runs the document stages and the query's.
 
@@ -149,7 +153,7 @@ def _document_stages(
             values, weights = reduce(tile.queries, dual.value, tile.selected(segment.where))
             row = tile.queries.spread(values)
             if stage:
-                count = jnp.maximum(tile.pairs(program.pair.where[int(stage)]), 1.0)
+                count = jnp.maximum(tile.pairs(program.pair.where[int(stage)], blocks), 1.0)
                 row, weights = row / count, weights / count
             return row, weights * dual.tangent
 
@@ -181,19 +185,25 @@ def _document_stages(
 
 def _loss_and_gradient(
     program: Programs, tile: Tile, blocks: Blocks, workspace: _Workspace,
-    scores: Array,
+    scores: Array, truncation_level: int,
 ) -> tuple[_Workspace, tuple[Array, Array]]:  # fmt: skip
     """One candidate's loss over a tile, a query's at each of its documents, and its gradient."""
-    document = _load_scores(
-        program, tile, blocks, workspace.document, jnp.where(tile.mask, scores, 0.0)
-    )
     stages = _stages(program.pair)
+    ranked = program.uses_ranks
+    if truncation_level:
+        ranked |= stages > 0
+    document = _load_scores(
+        program, tile, blocks, workspace.document, jnp.where(tile.mask, scores, 0.0), ranked
+    )
+    if truncation_level:
+        rank = document.value[DOCUMENT_LEAVES.index("rank_i")]
+        tile = tile._replace(top=(rank <= truncation_level).astype(jnp.float32))
     pair, passed, values = pair_stages(
         program.pair, stages, tile, blocks, document.value, workspace.pair,
         workspace.passed, _FIRST_PAIR_RESULT,
     )  # fmt: skip
     workspace = _Workspace(pair, document._replace(value=values), passed, workspace.slopes)
-    workspace, loss = _document_stages(program, tile, workspace)
+    workspace, loss = _document_stages(program, tile, blocks, workspace)
 
     # Chain rule, backwards: query -> document stages -> scores and pair stages -> scores.
     def by_stage(k: Array, sums: Array) -> Array:
@@ -227,8 +237,9 @@ def _tile_count(shapes: Sequence[tuple[int, ...]]) -> int:
 
 
 def ragged_losses_and_gradients(
-    programs: Programs, scores: Sequence[Array], labels: Sequence[Array], masks: Sequence[Array]
-) -> tuple[list[Array], list[Array]]:
+    programs: Programs, scores: Sequence[Array], labels: Sequence[Array], masks: Sequence[Array],
+    truncation_level: int = 0,
+) -> tuple[list[Array], list[Array]]:  # fmt: skip
     """`losses_and_gradients` of queries padded to several lengths, one array for each length."""
     shapes = [x.shape for x in labels]
     tiles = _tile_count(shapes)
@@ -253,7 +264,8 @@ def ragged_losses_and_gradients(
         def candidate(
             workspace: _Workspace, inputs: tuple[Programs, Array]
         ) -> tuple[_Workspace, tuple[Array, Array]]:
-            return _loss_and_gradient(inputs[0], tile, blocks, workspace, inputs[1])
+            program, scores = inputs
+            return _loss_and_gradient(program, tile, blocks, workspace, scores, truncation_level)
 
         return lax.scan(candidate, _load_labels(workspace, tile), (programs, join(scores)))
 
@@ -279,7 +291,7 @@ def ragged_losses_and_gradients(
 
 
 def losses_and_gradients(
-    programs: Programs, scores: Array, labels: Array, mask: Array
+    programs: Programs, scores: Array, labels: Array, mask: Array, truncation_level: int = 0
 ) -> tuple[Array, Array]:
     """Every candidate's loss of every query, and its gradient by the scores.
 
@@ -288,9 +300,14 @@ def losses_and_gradients(
       scores: f32[candidates, queries, list].
       labels: f32[queries, list], shared by the candidates.
       mask: bool[queries, list], True for real documents.
+      truncation_level: if above 0, every reduction over pairs takes those only of which at least
+        one document is among this many first by the candidate's scores (ties by position), as
+        `lambdarank_truncation_level` of LightGBM; another loss than the formula says.
 
     Returns:
       f32[candidates, queries], 0 for a query without a document; f32[candidates, queries, list].
     """
-    (losses,), (gradients,) = ragged_losses_and_gradients(programs, [scores], [labels], [mask])
+    (losses,), (gradients,) = ragged_losses_and_gradients(
+        programs, [scores], [labels], [mask], truncation_level
+    )
     return losses, gradients

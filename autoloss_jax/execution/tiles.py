@@ -22,7 +22,10 @@ from autoloss_jax.execution.pair_blocks import (
     Order,
     fulfilled,
     order,
+    outer_sums,
+    over_blocks,
     relations,
+    set_rows,
 )
 from autoloss_jax.execution.segments import Rows, joined
 
@@ -35,6 +38,8 @@ class Tile(NamedTuple):
     mask: Array  # bool[documents]
     size: Array  # f32[documents]: real documents in the query
     order: Order  # by the labels
+    # f32[documents]: 1 for those one of which a pair must have; None: all pairs count
+    top: Array | None = None
 
     @property
     def queries(self) -> Rows:
@@ -46,8 +51,10 @@ class Tile(NamedTuple):
         fulfilled = document_condition(condition, self.documents) & self.mask
         return fulfilled.astype(self.documents.dtype)
 
-    def pairs(self, condition: Array) -> Array:
-        """f32[documents]: how many pairs of the query fulfil a condition, by its code."""
+    def pairs(self, condition: Array, blocks: Blocks) -> Array:
+        """f32[documents]: how many pairs of the query count, given a condition by its code."""
+        if self.top is not None:
+            return self._counted_pairs(condition, blocks)
         tied = self.of_query(self.order.tied)
         apart, tied_apart = (self.size**2 - tied) / 2.0, (tied - self.size) / 2.0
         kinds = ((AHEAD, apart), (BEHIND, apart), (SELF, self.size), (TIED_BEFORE, tied_apart),
@@ -55,13 +62,28 @@ class Tile(NamedTuple):
         bits = jnp.asarray(_FULFIL)[condition]
         return sum((jnp.where(bits & bit > 0, count, 0.0) for bit, count in kinds), jnp.float32(0))
 
+    def _counted_pairs(self, condition: Array, blocks: Blocks) -> Array:
+        """As `pairs`, one by one."""
+
+        def step(b: Array | int, counts: list[Array]) -> list[Array]:
+            selected = self.selected_pairs(condition, blocks, b)
+            return set_rows(blocks, b, counts, blocks.rows.total(selected))
+
+        return self.of_query(
+            join(over_blocks(blocks, step, [jnp.zeros(x.shape) for x in self.labels]))
+        )
+
     def selected_pairs(self, condition: Array, blocks: Blocks, block: Array | int) -> Array:
-        """f32[pairs]: 1 for the pairs of a block that fulfil a condition, by its code."""
+        """f32[pairs]: 1 for the pairs of a block that count, given a condition by its code."""
         if blocks.keep_pairs:
             related = lax.dynamic_index_in_dim(self.order.related, block, 0, False)
         else:
             related = relations(self.labels, blocks, block)
-        return fulfilled(related, jnp.asarray(_FULFIL)[condition])
+        selected = fulfilled(related, jnp.asarray(_FULFIL)[condition])
+        if self.top is None:
+            return selected
+        top = self.queries.split(self.top)
+        return jnp.where(outer_sums(top, top, blocks, block) > 0, selected, 0.0)
 
     def of_query(self, numbers: Array) -> Array:
         """f32[documents]: their sum over the real documents of the query."""

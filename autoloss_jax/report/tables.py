@@ -15,6 +15,7 @@ from autoloss_jax.report.wording import (
     p_value,
     rates,
     sorted_rows,
+    truncation,
 )
 
 _STYLES = {"found": "bold green", "reference": "dim"}
@@ -26,7 +27,7 @@ def effectiveness_table(effectiveness: Mapping[str, Any]) -> Table:
     best = effectiveness.get("best_hand_designed")
     table = Table(
         title=Text(str(effectiveness.get("verdict") or "Effectiveness test")),
-        caption=Text(empty_convention(effectiveness)),
+        caption=Text(f"{empty_convention(effectiveness)} {truncation(effectiveness)}".strip()),
     )
     for heading in ("loss", "kind"):
         table.add_column(heading)

@@ -159,6 +159,17 @@ def empty_convention(content: Mapping[str, Any]) -> str:
     )
 
 
+def truncation(content: Mapping[str, Any]) -> str:
+    """A sentence: which pairs the losses were trained on; "" if on all that their formulas name."""
+    level = content.get("truncation_level")
+    if not is_number(level) or not level:
+        return ""
+    return (
+        f"All losses were trained truncated: of pairs, those only of which a document is among the "
+        f"first {level} by current scores."
+    )
+
+
 def status_counts(ledger: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """How many candidates have each status, those of STATUSES first and always."""
     counted = Counter(str(record.get("status")) for record in ledger)

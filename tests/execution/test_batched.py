@@ -15,6 +15,7 @@ from autoloss_jax.execution.batched import (
     batched_loss,
     interpreter_in_use,
     program_gradient,
+    truncated_program_gradient,
     using_interpreter,
 )
 from autoloss_jax.execution.programs import encode
@@ -124,6 +125,20 @@ def test_on_a_gpu_a_kernel_that_does_not_compile_is_left_with_a_warning(monkeypa
     assert interpreter_in_use() == "xla"
     assert "NotImplementedError: no such instruction\n" in caplog.text
     assert "long explanation" not in caplog.text
+
+
+@pytest.mark.usefixtures("on_a_gpu", "xla_stub")
+def test_on_a_gpu_truncated_pairs_go_through_xla(monkeypatch):
+    monkeypatch.setattr(kernel, "losses_and_gradients", interpreter.losses_and_gradients)
+    assert interpreter_in_use() == "kernel"
+    assert interpreter_in_use(truncation_level=3) == "xla"
+
+
+def test_the_kernel_refuses_to_truncate_pairs():
+    program = jax.tree.map(lambda x: x[0], encode(LOSSES_RUN))
+    message = "truncation_level is 3, and the interpreter 'kernel' .* expected .* auto or xla"
+    with using_interpreter("kernel"), pytest.raises(AutolossError, match=message):
+        truncated_program_gradient(3)(program, SCORES[0], LABELS, MASK)
 
 
 # ------------------------------------------------------------------------------------- in training

@@ -376,6 +376,109 @@ def test_lists_of_one_document():
     np.testing.assert_allclose(gradients[..., 0], [[2.0, -2.0], [0.0, 0.0], [0.0, 0.0]])
 
 
+# ---------------------------------------------------------------------------------- truncated pairs
+
+LEVEL = 5
+TRUNCATED = (
+    "ranknet", "lambdarank", "pairwise_mse", "softmax",
+    "mean_ij(square(s_i - s_j), where=y_i >= y_j) + sum_i(max_j(s_i - s_j) * y_i)",
+    "mse",
+)  # fmt: skip
+
+
+def truncated(truncation_level: int):
+    def run(*args):
+        return interpreter.losses_and_gradients(*args, truncation_level)
+
+    return jax.jit(run)
+
+
+@functools.cache
+def truncated_programs():
+    """Some losses, and enough of others to fill a group."""
+    losses = [LOSSES[text] if text in LOSSES else parse(text) for text in TRUNCATED]
+    return encode([*losses, *group()[len(losses) :]])
+
+
+def by_hand(scores, labels, level):
+    """ranknet, lambdarank and the mean of the truncated programs, of one query without padding.
+
+    By loops over pairs in float64, with derivatives by hand.
+    """
+    order = np.argsort(-scores, kind="stable")
+    rank = np.empty(len(scores))
+    rank[order] = 1.0 + np.arange(len(scores))
+    ideal = np.sort(2.0**labels - 1.0)[::-1]
+    max_dcg = np.sum(ideal / np.log2(2.0 + np.arange(len(scores))))
+    values, gradients = np.zeros(3), np.zeros((3, len(scores)))
+    pairs = 0
+    for i in range(len(scores)):
+        for j in range(len(scores)):
+            if min(rank[i], rank[j]) > level:
+                continue
+            apart = scores[i] - scores[j]
+            if labels[i] > labels[j]:
+                gain = 2.0 ** labels[i] - 2.0 ** labels[j]
+                discount = abs(1 / np.log2(1 + rank[i]) - 1 / np.log2(1 + rank[j]))
+                for k, weight in enumerate((1.0, gain * discount / max_dcg)):
+                    values[k] += weight * np.log1p(np.exp(-apart))
+                    pull = -weight / (1.0 + np.exp(apart))
+                    gradients[k, i] += pull
+                    gradients[k, j] -= pull
+            if labels[i] >= labels[j]:
+                pairs += 1
+                values[2] += apart**2
+                gradients[2, i] += 2 * apart
+                gradients[2, j] -= 2 * apart
+    return values / [1, 1, pairs], gradients / np.array([[1], [1], [pairs]])
+
+
+def check_by_hand(run) -> None:
+    scores, labels, mask = padded_batch(largest=1.0)
+    mean = parse("mean_ij(square(s_i - s_j), where=y_i >= y_j)")
+    programs = encode([LOSSES["ranknet"], LOSSES["lambdarank"], mean, *group()[3:]])
+    losses, gradients = run(programs, spread(scores), labels, mask)
+    for q, real in enumerate(np.asarray(mask)):  # of fewer and of more documents than the level
+        if real.any():
+            numbers = (np.asarray(x[q], np.float64)[real] for x in (scores, labels))
+            with np.errstate(invalid="ignore"):
+                value, gradient = map(np.nan_to_num, by_hand(*numbers, LEVEL))
+            np.testing.assert_allclose(losses[:3, q], value, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(gradients[:3, q][:, real], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_truncated_pairs_are_those_with_a_document_among_the_first():
+    check_by_hand(truncated(LEVEL))
+
+
+@pytest.mark.parametrize(
+    "block_pairs, tile_pairs", [(2 * 64 * 64, 3 * 64 * 64), (3 * 64, 1000)], ids=["tiles", "rows"]
+)
+def test_pairs_are_truncated_in_pieces_as_well(monkeypatch, block_pairs, tile_pairs):
+    monkeypatch.setattr(interpreter, "BLOCK_PAIRS", block_pairs)
+    monkeypatch.setattr(interpreter, "TILE_PAIRS", tile_pairs)
+    check_by_hand(truncated(LEVEL))
+
+
+def test_a_level_that_no_list_exceeds_truncates_nothing():
+    scores, labels, mask = padded_batch(largest=1.0)
+    batch = (truncated_programs(), spread(scores), labels, mask)
+    for a, b in zip(truncated(64)(*batch), RUN(*batch), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_truncation_concerns_reductions_over_pairs_alone():
+    scores, labels, mask = padded_batch(largest=1.0)
+    batch = (truncated_programs(), spread(scores), labels, mask)
+    got, whole = truncated(LEVEL)(*batch), RUN(*batch)
+    short = np.asarray(mask).sum(1) <= LEVEL
+    mse = TRUNCATED.index("mse")
+    for a, b in zip(map(np.asarray, got), map(np.asarray, whole), strict=True):
+        np.testing.assert_allclose(a[mse], b[mse], rtol=1e-6)
+        np.testing.assert_allclose(a[:, short], b[:, short], rtol=1e-5, atol=1e-6)
+        assert all(np.abs(a[k, 5] - b[k, 5]).max() > 1e-3 for k in range(mse))  # 64 documents
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 

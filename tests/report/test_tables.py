@@ -88,6 +88,14 @@ def test_the_convention_for_empty_queries_is_named(empty, meaning):
     assert "2 of 10 test queries" in sentence
 
 
+def test_truncated_losses_are_named_as_such():
+    effectiveness = {"rows": [], "empty": "skip"}
+    assert wording.truncation({"truncation_level": 0}) == wording.truncation({}) == ""
+    told = effectiveness_table({**effectiveness, "truncation_level": 30}).caption
+    assert "trained truncated" in str(told) and "the first 30 by current scores" in str(told)
+    assert "truncated" not in str(effectiveness_table(effectiveness).caption)
+
+
 def test_reasons_are_counted_by_frequency_without_the_trained():
     records = [{"status": "rejected", "reason": "flat"}] * 2 + [{"status": "failed"}]
     records.append({"status": "trained", "reason": "none"})

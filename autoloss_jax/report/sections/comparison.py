@@ -129,7 +129,7 @@ def _test_note(content: Mapping[str, Any]) -> str:
             "p: how often chance alone makes such a difference, by a paired randomisation test, "
             "corrected for the number of comparisons (Holm)."
         )
-    parts.append(wording.empty_convention(content))
+    parts += [wording.empty_convention(content), *filter(None, [wording.truncation(content)])]
     if isinstance(folds, list) and folds:
         parts.append(f"Folds: {', '.join(map(str, folds))}.")
     if is_number(seeds):
