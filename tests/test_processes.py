@@ -275,6 +275,20 @@ def test_one_device_eight_and_two_processes_give_the_same_run(begin, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_second_process_compiles_nothing_that_the_first_one_has(begin, tmp_path):
+    cache = tmp_path / "cache"
+    kept = []
+    for k in range(2):
+        arguments = [*SMALL, f"--compilation_cache={cache}", f"--out={tmp_path / str(k)}"]
+        log = tmp_path / f"{k}.log"
+        assert begin(["search", *arguments], 1, log.name).wait(timeout=600) == 0, log.read_text()
+        # Named by what was compiled and for what: what is not found there is compiled and added.
+        kept.append({file.name for file in cache.glob("*-cache")})
+    assert len(kept[0]) > 50  # small programs too
+    assert kept[1] == kept[0]
+
+
+@pytest.mark.slow
 def test_processes_of_other_configurations_end_with_the_reason(begin, tmp_path):
     out = ["search", *SMALL, f"--out={tmp_path / 'run'}"]
     running = begin_two(begin, out, (("--seed=1",), ("--seed=2",)))
