@@ -169,9 +169,10 @@ class _Query:
 
     def _reduce(self, node: Expression) -> Array:
         reduction = REDUCTIONS[node.op]
-        axes = tuple(AXES[index] for index in sorted(reduction.indices))
+        indices = sorted(reduction.indices)  # so that all processes compile the same program
+        axes = tuple(AXES[index] for index in indices)
         selected = jnp.asarray(True)[None, None]
-        for index in reduction.indices:
+        for index in indices:
             selected = selected & self.masks[index]
         if node.where is not None:
             selected = selected & self.evaluate(node.where)
