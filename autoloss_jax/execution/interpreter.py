@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array, lax
 
 from autoloss_jax.execution import queries
-from autoloss_jax.execution.pair_blocks import Blocks, order
+from autoloss_jax.execution.pair_blocks import Blocks
 from autoloss_jax.execution.pairs import PairPass, back_through_pairs, pair_stages
 from autoloss_jax.execution.programs import (
     DOCUMENT_LEAVES,
@@ -30,7 +30,14 @@ from autoloss_jax.execution.programs import (
     Programs,
     Segments,
 )
-from autoloss_jax.execution.segments import REDUCTIONS, Dual, Registers, finite, run_segment
+from autoloss_jax.execution.segments import (
+    REDUCTIONS,
+    Dual,
+    Registers,
+    finite,
+    joined,
+    run_segment,
+)
 from autoloss_jax.execution.tiles import Tile, join, tile_of
 from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES
 from autoloss_jax.language.operators import LARGE
@@ -93,18 +100,15 @@ def _load_labels(workspace: _Workspace, tile: Tile) -> _Workspace:
     return workspace._replace(document=workspace.document._replace(value=value))
 
 
-def _load_scores(
-    program: Programs, tile: Tile, blocks: Blocks, document: Registers, scores: Array,
-    ranked: Array,
-) -> Registers:  # fmt: skip
+def _load_scores(tile: Tile, document: Registers, scores: Array, ranked: Array) -> Registers:
     """Writes the document leaves of this candidate's scores f32[documents].
 
     `ranked`: whether anything needs their ranks, which are wrong otherwise.
     """
 
     def by_rank() -> tuple[Array, Array]:
-        marked = tile.queries.split(jnp.where(tile.mask, scores, jnp.nan))
-        rank = 1.0 + order(marked, blocks).ahead
+        lists = zip(tile.queries.split(scores), tile.queries.split(tile.mask), strict=True)
+        rank = joined([queries.ranks(*of_length).reshape(-1) for of_length in lists])
         return rank, queries.discounts(rank)
 
     rank, discount = lax.cond(ranked, by_rank, lambda: (scores, scores))
@@ -192,9 +196,7 @@ def _loss_and_gradient(
     ranked = program.uses_ranks
     if truncation_level:
         ranked |= stages > 0
-    document = _load_scores(
-        program, tile, blocks, workspace.document, jnp.where(tile.mask, scores, 0.0), ranked
-    )
+    document = _load_scores(tile, workspace.document, jnp.where(tile.mask, scores, 0.0), ranked)
     if truncation_level:
         rank = document.value[DOCUMENT_LEAVES.index("rank_i")]
         tile = tile._replace(top=(rank <= truncation_level).astype(jnp.float32))

@@ -64,15 +64,13 @@ class Blocks:
 
         Of every pair of a tile something is kept, if it has at most `kept`.
         """
-        count = -(-sum(q * length**2 for q, length in shapes) // most)
-        shares = []
-        for queries, length in shapes:
-            if queries >= count:
-                shares.append(Share(queries, length, -(-queries // count), length))
-            else:
-                shares.append(Share(queries, length, 1, -(-length // (count // queries))))
+        least = max(1, -(-sum(q * length**2 for q, length in shapes) // most))
+        # A list of few blocks idles in the others, so the count decides how much is computed twice.
+        cuts = [_cut(shapes, count) for count in range(-(-least // 2), 2 * least + 1)]
+        fitting = [blocks for blocks in cuts if blocks.pairs <= 1.5 * most]
+        shares = min(fitting or cuts[-1:], key=_cost).shares
         total = sum(share.blocks * math.prod(share.shape) for share in shares)
-        return Blocks(tuple(shares), total <= kept)
+        return Blocks(shares, total <= kept)
 
     @property
     def count(self) -> int:
@@ -92,6 +90,22 @@ class Blocks:
     def rows(self) -> Rows:
         """The pairs of a block, row by row."""
         return Rows(tuple(share.shape for share in self.shares))
+
+
+def _cut(shapes: Sequence[tuple[int, int]], count: int) -> Blocks:
+    """Lists in about `count` blocks."""
+    shares = []
+    for queries, length in shapes:
+        if queries >= count:
+            shares.append(Share(queries, length, -(-queries // count), length))
+        else:
+            shares.append(Share(queries, length, 1, -(-length // (count // queries))))
+    return Blocks(tuple(shares), keep_pairs=False)
+
+
+def _cost(blocks: Blocks) -> int:
+    """Pairs that are computed, and as many more as starting a block takes the time of."""
+    return blocks.count * (blocks.pairs + 1000)
 
 
 def _place(share: Share, block: Array | int) -> Place:
