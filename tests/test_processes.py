@@ -310,3 +310,11 @@ def test_when_one_process_is_killed_the_other_ends(begin, tmp_path):
     assert running[0].wait(timeout=300) != 0
     log = (tmp_path / "0.log").read_text()
     assert "another process is gone" in log or "another task died" in log
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_a_lost_process_is_known_by_what_the_error_says(monkeypatch, kind):
+    error = kind("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:11684")
+    assert not processes.lost(error)  # alone, nobody can be lost
+    monkeypatch.setattr(processes, "joined", lambda: True)
+    assert processes.lost(error) and not processes.lost(kind("division by zero"))

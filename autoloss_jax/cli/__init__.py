@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-import jax
 
 from autoloss_jax import processes
 from autoloss_jax.cli.commands import execute
@@ -59,7 +58,7 @@ def _run(arguments: list[str]) -> int:
         number = signal.Signals(stopped.args[0] if stopped.args else signal.SIGTERM)
         hint = f"; to go on: {going_on[0]}" if going_on else ", before anything was begun"
         return _fail(128 + number, f"autoloss: stopped by {number.name}{hint}")
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if not processes.lost(error):
             raise
         return _fail(1, f"autoloss: another process is gone, so this one ends too: {error}")
