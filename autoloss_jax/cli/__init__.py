@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-
 from autoloss_jax import processes
 from autoloss_jax.cli.commands import execute
 from autoloss_jax.cli.flags import CommandFlags
