@@ -105,6 +105,8 @@ def test_every_command_is_explained():
 
 def test_flags_named_in_passing_exist():
     known = set(CommandFlags("run").values) | {"help", "target"}
+    benchmarks = "".join(p.read_text() for p in (ROOT / "experiments/benchmarks").glob("*.py"))
+    known |= set(re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", benchmarks))
     pip_and_pytest = {"dist"}
     for name in re.findall(r"(?<![\w-])--([a-z_]+)", README):
         assert name in known | pip_and_pytest, f"--{name}"
