@@ -17,7 +17,7 @@ from autoloss_jax.report.figures.charts import (
 )
 from autoloss_jax.report.figures.fields import GRID, gradient_field, order_ndcg
 from autoloss_jax.report.figures.intervals import interval_axis, interval_scale, interval_svg
-from autoloss_jax.report.figures.queries import MAX_BARS, differences_svg, sorted_bars, tally
+from autoloss_jax.report.figures.queries import MAX_BARS, differences_svg, sorted_bars
 from autoloss_jax.report.figures.search import (
     MAX_DOTS,
     Sized,
@@ -26,6 +26,7 @@ from autoloss_jax.report.figures.search import (
     search_curve,
 )
 from autoloss_jax.report.figures.shapes import DIFFERENCES, loss_shape
+from autoloss_jax.statistics import win_tie_loss
 
 
 def curve_points(svg, style):
@@ -143,7 +144,7 @@ def test_the_pareto_front_has_what_nothing_smaller_reaches():
 
 
 def test_queries_are_won_tied_and_lost():
-    assert tally(np.array([0.5, 1e-9, 0.0, -1e-9, -0.1, -0.2])) == (1, 3, 2)
+    assert win_tie_loss(np.array([0.5, 1e-9, 0.0, -1e-9, -0.1, -0.2])) == (1, 3, 2)
 
 
 def test_bars_are_sorted_and_many_become_quantiles():

@@ -1,29 +1,13 @@
 """Two losses query by query: their sorted differences as bars."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from autoloss_jax.report.figures.charts import Chart, Curve, chart_svg, data_range
+from autoloss_jax.statistics import TIE_TOLERANCE
 
 MAX_BARS = 400
-TIE = 1e-6
-"""Differences up to this size are rounding."""
-
-
-class Tally(NamedTuple):
-    """On how many queries a loss is better, the same and worse."""
-
-    wins: int
-    ties: int
-    losses: int
-
-
-def tally(differences: np.ndarray) -> Tally:
-    """Wins, ties and losses of per-query differences, f64[queries]."""
-    wins, losses = int((differences > TIE).sum()), int((differences < -TIE).sum())
-    return Tally(wins, len(differences) - wins - losses, losses)
 
 
 def sorted_bars(differences: np.ndarray) -> np.ndarray:
@@ -44,8 +28,8 @@ def differences_svg(differences: np.ndarray, y_label: str, title: str) -> str:
     mean = float(differences.mean())
     ends = [(float(edges[0]), mean), (float(edges[-1]), mean)]
     curves = [
-        Curve(_outline(bars, edges, bars > TIE), "gain"),
-        Curve(_outline(bars, edges, bars < -TIE), "loss"),
+        Curve(_outline(bars, edges, bars > TIE_TOLERANCE), "gain"),
+        Curve(_outline(bars, edges, bars < -TIE_TOLERANCE), "loss"),
         Curve(ends, "mean-line"),
     ]
     chart = Chart(

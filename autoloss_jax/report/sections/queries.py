@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from autoloss_jax.report import markup, wording
-from autoloss_jax.report.figures.queries import Tally, differences_svg, tally
+from autoloss_jax.report.figures.queries import differences_svg
 from autoloss_jax.report.markup import Column, Html, Row, Section
 from autoloss_jax.report.reading import PerQuery, QueryDifferences, RunFiles, is_number
 from autoloss_jax.report.wording import number
+from autoloss_jax.statistics import WinTieLoss, win_tie_loss
 
 EXTREMES = 5
 _TITLE, _ANCHOR = "Query by query", "queries"
@@ -22,13 +23,13 @@ def _differences(run: RunFiles) -> QueryDifferences | None:
     return run.per_query.difference(str(row.get("name")), best)
 
 
-def best_tally(run: RunFiles) -> Tally | None:
+def best_tally(run: RunFiles) -> WinTieLoss | None:
     """On how many queries the best found loss is better, the same and worse; None if unknown."""
     differences = _differences(run)
     if differences is not None:
-        return tally(differences.values)
+        return win_tie_loss(differences.values)
     counts = [(run.best_row or {}).get(key) for key in ("wins", "ties", "losses")]
-    return Tally(*map(int, counts)) if all(map(is_number, counts)) else None  # type: ignore
+    return WinTieLoss(*map(int, counts)) if all(map(is_number, counts)) else None  # type: ignore
 
 
 def per_query(run: RunFiles) -> Section:
@@ -37,7 +38,7 @@ def per_query(run: RunFiles) -> Section:
     if differences is None or run.per_query is None or run.best_row is None:
         return Section(_TITLE, _ANCHOR, *_missing(run))
     name, best = str(run.best_row.get("name")), str(run.best_hand_designed)
-    wins, ties, losses = tally(differences.values)
+    wins, ties, losses = win_tie_loss(differences.values)
     sentence = (
         f"Of {len(differences.values):,} test queries with a relevant document, {name} ranks "
         f"{wins:,} better than {best}, {ties:,} the same and {losses:,} worse; on average "
