@@ -21,6 +21,21 @@ settings.register_profile("ci", derandomize=True, print_blob=True, **_COMMON)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+# How much is injected by the tests of faults. The defaults suit every run of the tests;
+# docs/reliability.md has the commands, and what larger runs of them found.
+FAULTS = {
+    "kills": (6, "kills at random moments of a run"),
+    "fuzz-files": (1_000, "mutated LETOR files that are read"),
+    "fuzz-formulas": (5_000, "mutated formulas that are parsed"),
+    "fault-seed": (0, "seed of the injected faults"),
+}
+
+
+def pytest_addoption(parser):
+    for name, (default, text) in FAULTS.items():
+        parser.addoption(f"--{name}", type=int, default=default, metavar="N", help=text)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def user_cache(tmp_path_factory):
     """Nothing that is tested writes to the cache folder of who tests it."""
