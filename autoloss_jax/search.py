@@ -500,6 +500,7 @@ class _Search:
         """The canaries of a trained model, the reference's. Raises CanaryError."""
         params = jax.tree.map(lambda x: x[0, 0], reference.params)
 
+        @jax.jit  # Operation by operation, each would be compiled by itself.
         def score(features: jax.Array, mask: jax.Array) -> jax.Array:
             return jnp.asarray(self.proxy.training.model.apply(params, features, mask))
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution import exact, interpreter
+from autoloss_jax.execution import exact, interpreter, pair_blocks
 from autoloss_jax.execution.batched import batched_loss, losses_and_gradients
 from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.execution.programs import DOCUMENT_CONDITIONS, PAIR_CONDITIONS, encode
@@ -313,8 +313,10 @@ def test_candidates_do_not_disturb_each_other():
         np.testing.assert_array_equal(np.asarray(a)[order], b)
 
 
-def in_pieces(monkeypatch, block_pairs: int, tile_pairs: int) -> None:
-    """The same results, however queries are cut into tiles and their pairs into blocks."""
+def assert_same_in_pieces(
+    monkeypatch, block_pairs: int, tile_pairs: int, tiles: int, blocks: int, keep_pairs: bool
+) -> None:
+    """The same results, when queries are cut into so many tiles and a tile's pairs into blocks."""
     scores, labels, mask = padded_batch(largest=1.0)
     # Losses whose pair stages are reduced in every way, and that read each result differently.
     names = ("softmax", "approx_ndcg", "lambdarank", "ranknet", "mse")
@@ -324,6 +326,12 @@ def in_pieces(monkeypatch, block_pairs: int, tile_pairs: int) -> None:
     expected = RUN(programs, spread(scores), labels, mask)
     monkeypatch.setattr(interpreter, "BLOCK_PAIRS", block_pairs)
     monkeypatch.setattr(interpreter, "TILE_PAIRS", tile_pairs)
+    # Left to itself, a cut avoids what is to be seen here: blocks that repeat some rows.
+    monkeypatch.setattr(pair_blocks, "_cost", lambda cut: abs(cut.count - blocks))
+    queries, length = labels.shape
+    assert interpreter._tile_count([(queries, length)]) == tiles
+    cut = pair_blocks.Blocks.of([(-(-queries // tiles), length)], block_pairs, 2 * tile_pairs)
+    assert (cut.count, cut.keep_pairs) == (blocks, keep_pairs)
     got = jax.jit(lambda *args: losses_and_gradients(*args))(programs, spread(scores), labels, mask)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -340,13 +348,15 @@ def test_tiles_are_not_mostly_fillers():
 def test_queries_are_independent_of_the_tile_they_fall_into(monkeypatch):
     # Tiles of 3 of the 10 queries of 64 * 64 pairs, the last one padded; blocks of 2 queries, the
     # last of which begins early.
-    in_pieces(monkeypatch, 2 * 64 * 64, 3 * 64 * 64)
+    assert_same_in_pieces(
+        monkeypatch, 2 * 64 * 64, 3 * 64 * 64, tiles=4, blocks=2, keep_pairs=True
+    )
 
 
 def test_lists_whose_pairs_are_too_many_to_be_kept(monkeypatch):
     # A query has 64 * 64 pairs, more than twice 1,000, so they are computed again on the way back;
     # a block has 3 of its 64 rows, so the last one repeats two.
-    in_pieces(monkeypatch, 3 * 64, 1000)
+    assert_same_in_pieces(monkeypatch, 3 * 64, 1000, tiles=10, blocks=22, keep_pairs=False)
 
 
 def test_lists_of_several_lengths_are_run_together():
