@@ -348,9 +348,7 @@ def test_tiles_are_not_mostly_fillers():
 def test_queries_are_independent_of_the_tile_they_fall_into(monkeypatch):
     # Tiles of 3 of the 10 queries of 64 * 64 pairs, the last one padded; blocks of 2 queries, the
     # last of which begins early.
-    assert_same_in_pieces(
-        monkeypatch, 2 * 64 * 64, 3 * 64 * 64, tiles=4, blocks=2, keep_pairs=True
-    )
+    assert_same_in_pieces(monkeypatch, 2 * 64 * 64, 3 * 64 * 64, tiles=4, blocks=2, keep_pairs=True)
 
 
 def test_lists_whose_pairs_are_too_many_to_be_kept(monkeypatch):
