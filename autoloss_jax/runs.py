@@ -4,11 +4,9 @@ One process writes a run folder, and holds its lock meanwhile; of several it is 
 Killed at any instant, it leaves a folder that the same configuration opens again and goes on from.
 """
 
-import base64
 import contextlib
 import datetime
 import fcntl
-import hashlib
 import json
 import logging as std_logging
 import os
@@ -23,9 +21,9 @@ from typing import Any, Self
 
 import jax
 from absl import logging
-from flax import serialization
 
 from autoloss_jax import processes
+from autoloss_jax.checkpoints import KEPT, Checkpoints
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import (
     append_ledger,
@@ -35,17 +33,13 @@ from autoloss_jax.files import (
     sync_folder,
     to_jsonable,
     truncate_ledger,
-    write_atomic,
     write_json,
 )
 
 CONFIG_FILE, LEDGER_FILE, LOCK_FILE, LOG_FILE = "config.json", "ledger.jsonl", "lock", "run.log"
 CHECKPOINTS_FOLDER = "checkpoints"
-CHECKPOINTS_KEPT = 3
 
 _PACKAGES = ("autoloss_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-_CHECKPOINT_NAME = re.compile(r"(\d+)\.msgpack")
-_CHECKPOINT_HEADER = "autoloss checkpoint 1 sha256 {}\n"
 # The instructions that vectorised arithmetic is compiled to; results depend on these in the last
 # bits. The other flags of a CPU change with the kernel and mean nothing here.
 _VECTOR_FLAGS = re.compile(r"(sse|ssse|avx|fma|amx|f16c|neon|asimd|sve|bf16|fphp).*|sme[\d_].*|sme")
@@ -111,30 +105,6 @@ def _differences(stored: Any, given: Any, given_word: str) -> list[str]:
         for key in dict.fromkeys([*old, *new])
         if show(old, key) != show(new, key)
     ]
-
-
-def _encode_checkpoint(state: Any) -> bytes:
-    payload = serialization.msgpack_serialize(serialization.to_state_dict(state))
-    return _CHECKPOINT_HEADER.format(hashlib.sha256(payload).hexdigest()).encode() + payload
-
-
-def _decode_checkpoint(content: bytes) -> Any:
-    """The state in a checkpoint file's bytes. Raises ValueError if any byte of them changed."""
-    header, _, payload = content.partition(b"\n")
-    expected = _CHECKPOINT_HEADER.format(hashlib.sha256(payload).hexdigest()).encode()
-    if header + b"\n" != expected:
-        raise ValueError("its sha256 does not match its content")
-    return serialization.msgpack_restore(payload)
-
-
-def encode_state(state: Any) -> str:
-    """The state of a checkpoint as text, for other processes."""
-    return base64.b64encode(_encode_checkpoint(state)).decode()
-
-
-def decode_state(text: str, template: Any) -> Any:
-    """The state in a text of `encode_state`, with the types of the template."""
-    return serialization.from_state_dict(template, _decode_checkpoint(base64.b64decode(text)))
 
 
 def _now() -> str:
@@ -238,9 +208,9 @@ class RunFolder:
     """The folder of one run, locked and open for writing. Use it as a context manager.
 
         with RunFolder.open("out", {"seed": 0}) as run:
-            found = run.latest_checkpoint()
+            found = run.checkpoints("search").latest()
             run.append([{"index": 0, "status": "trained"}])
-            run.save_checkpoint(1, {"weights": weights})
+            run.checkpoints("search").save(1, {"weights": weights})
 
     path: the folder. resumed: whether an earlier run of the same configuration began it.
     """
@@ -330,58 +300,9 @@ class RunFolder:
         """
         truncate_ledger(self.path / LEDGER_FILE, count)
 
-    def save_checkpoint(self, step: int, state: Any) -> None:
-        """Saves `state` as that of `step`, a count from 0 on; the three latest steps are kept.
-
-        state: a pytree of dicts with string keys, lists, tuples, NamedTuples and Flax dataclasses,
-        whose leaves are arrays, numbers, strings, bytes, bools or None. Give a typed PRNG key as
-        its `jax.random.key_data`.
-        """
-        if step < 0:
-            raise ValueError(f"step {step} of a checkpoint: expected 0 or more")
-        folder = self.path / CHECKPOINTS_FOLDER
-        if not folder.exists():
-            folder.mkdir()
-            sync_folder(self.path)
-        write_atomic(folder / f"{step:08d}.msgpack", _encode_checkpoint(state))
-        for old, path in self._checkpoints()[CHECKPOINTS_KEPT:]:
-            logging.debug("removing the checkpoint of step %d", old)
-            path.unlink()
-
-    def latest_checkpoint(self, template: Any = None) -> tuple[int, Any] | None:
-        """The newest undamaged checkpoint as (step, state), or None if there is none.
-
-        Without a template the state is nested dicts: lists and tuples come as {"0": ...}, arrays
-        as read-only numpy arrays. With one, a pytree of the structure that was saved, it has the
-        template's types. Damaged checkpoints are renamed to *.damaged, with a warning.
-
-        Raises AutolossError if the state does not fit the template.
-        """
-        for step, path in self._checkpoints():
-            try:
-                state = _decode_checkpoint(path.read_bytes())
-            except ValueError as error:
-                logging.warning("checkpoint %s is damaged (%s): using an earlier one", path, error)
-                path.replace(path.with_name(path.name + ".damaged"))
-                continue
-            if template is None:
-                return step, state
-            try:
-                return step, serialization.from_state_dict(template, state)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise AutolossError(
-                    f"checkpoint {path} does not fit this program, expected the state that this "
-                    f"version saves: {error}"
-                ) from error
-        return None
-
-    def _checkpoints(self) -> list[tuple[int, Path]]:
-        """Steps and files of the checkpoints, newest first."""
-        found = []
-        for path in (self.path / CHECKPOINTS_FOLDER).glob("*.msgpack"):
-            if match := _CHECKPOINT_NAME.fullmatch(path.name):
-                found.append((int(match[1]), path))
-        return sorted(found, reverse=True)
+    def checkpoints(self, work: str, kept: int | None = KEPT) -> Checkpoints:
+        """The checkpoints of one kind of work, such as "search"; `kept` as in `Checkpoints`."""
+        return Checkpoints(self.path / CHECKPOINTS_FOLDER / work, kept)
 
 
 @contextlib.contextmanager

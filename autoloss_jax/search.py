@@ -17,6 +17,7 @@ from absl import logging
 
 from autoloss_jax import canaries, processes
 from autoloss_jax.candidates import Candidates, Judgement
+from autoloss_jax.checkpoints import decode_state, encode_state
 from autoloss_jax.data import TRANSFORMS, Dataset, ListBatch, Queries, fit_scaling
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
@@ -31,7 +32,7 @@ from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.profile import Profile
 from autoloss_jax.proposers import make_proposer
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
-from autoloss_jax.runs import RunFolder, decode_state, encode_state, open_run
+from autoloss_jax.runs import RunFolder, open_run
 from autoloss_jax.screening import make_probe
 from autoloss_jax.training import RunState
 
@@ -39,6 +40,8 @@ SCHEDULES = ("from_scratch", "alternating")
 BARREN_ROUNDS = 100
 """After so many rounds without a loss to train, a search ends before its budget."""
 FINALISTS_FILE = "finalists.json"
+CHECKPOINTS = "search"
+"""The folder of a search's checkpoints, among those of the run."""
 CANARY_QUERIES = 10_000
 """The canaries of a search look at about so many of its queries."""
 _TRAINED = ("trained", "failed")  # the statuses of what was trained
@@ -371,7 +374,7 @@ class _Search:
         self.rounds += 1
         if self.folder is not None:
             self.folder.append(entries)
-            self.folder.save_checkpoint(self.rounds, self._state())
+            self.folder.checkpoints(CHECKPOINTS).save(self.rounds, self._state())
 
     def _fully_trained(self) -> list[dict[str, Any]]:
         """The records of the candidates that passed every rung: only their rewards compare."""
@@ -420,7 +423,7 @@ class _Search:
         """What the folder knows of this search; what is not in a checkpoint is done again."""
         if self.folder is None:
             return None
-        found = self.folder.latest_checkpoint(self._state())
+        found = self.folder.checkpoints(CHECKPOINTS).latest(self._state())
         self.folder.truncate_ledger(0 if found is None else found[1]["records"])
         if found is None:
             return None

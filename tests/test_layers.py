@@ -17,6 +17,7 @@ PACKAGE = "autoloss_jax"
 LAYERS = (
     "errors",
     "files",
+    "checkpoints",
     "processes",
     "memory",
     "profile",

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from autoloss_jax import processes
+from autoloss_jax.checkpoints import decode_state, encode_state
 from autoloss_jax.cli import main
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import read_json, read_ledger
-from autoloss_jax.runs import decode_state, encode_state, open_run
+from autoloss_jax.runs import open_run
 
 ROOT = Path(__file__).parents[1]
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a,b",

@@ -103,8 +103,8 @@ def test_a_state_from_a_file_goes_on_as_if_nothing_had_happened(name, tmp_path):
     template = proposer.init(0)
     from_bytes = serialization.from_bytes(template, serialization.to_bytes(state))
     with RunFolder.open(tmp_path / "run", {}) as run:
-        run.save_checkpoint(0, state)
-        _, from_run = run.latest_checkpoint(template)
+        run.checkpoints("search").save(0, state)
+        _, from_run = run.checkpoints("search").latest(template)
     for restored in (from_bytes, from_run):
         assert jax.tree.structure(restored) == jax.tree.structure(state)
         np.testing.assert_array_equal(play(proposer, restored, 3)[1], straight_on)

@@ -7,12 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from autoloss_jax import runs
@@ -50,7 +47,7 @@ def test_a_new_folder_holds_config_and_fingerprint(tmp_path):
         assert run.path == folder
         assert not run.resumed
         assert run.read_ledger() == []
-        assert run.latest_checkpoint() is None
+        assert run.checkpoints("search").latest() is None
     stored = read_json(folder / "config.json")
     assert stored["config"] == CONFIG
     assert stored["fingerprint"] == runs.fingerprint()
@@ -236,129 +233,3 @@ def test_attach_log_ends_with_its_context(tmp_path):
     runs.logging.warning("unheard")
     text = (tmp_path / "run.log").read_text()
     assert text.endswith(" WARNING heard 1\n")
-
-
-class _State(NamedTuple):
-    weights: jax.Array  # f32[3]
-    optimizer: optax.OptState
-    rounds: int
-
-
-def _state(value):
-    weights = jnp.full(3, value, jnp.float32)
-    return _State(weights, optax.adam(0.1).init({"w": weights}), 7)
-
-
-def test_a_checkpoint_returns_as_nested_dicts_of_numpy_arrays(tmp_path):
-    state = {
-        "key": np.asarray(jax.random.key_data(jax.random.key(3))),
-        "half": jnp.array([1.5, np.nan], jnp.bfloat16),
-        "text": "s_i",
-        "none": None,
-        "pair": (1, 2.5),
-        "run": _state(2.0),
-    }
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        run.save_checkpoint(4, state)
-        step, found = run.latest_checkpoint()
-    assert step == 4
-    np.testing.assert_array_equal(found["key"], state["key"])
-    assert found["half"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found["half"].astype(np.float32), [1.5, np.nan])
-    assert (found["text"], found["none"], found["pair"]) == ("s_i", None, {"0": 1, "1": 2.5})
-    np.testing.assert_array_equal(found["run"]["weights"], np.full(3, 2, np.float32))
-
-
-def test_a_checkpoint_returns_in_the_types_of_a_template(tmp_path):
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        run.save_checkpoint(0, _state(2.0))
-        step, found = run.latest_checkpoint(_state(0.0))
-    assert step == 0
-    assert jax.tree.structure(found) == jax.tree.structure(_state(2.0))
-    jax.tree.map(np.testing.assert_array_equal, found, _state(2.0))
-
-
-def test_a_checkpoint_of_another_structure_is_refused(tmp_path):
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        run.save_checkpoint(0, {"a": 1})
-        with pytest.raises(AutolossError, match="does not fit this program"):
-            run.latest_checkpoint({"b": 1})
-        assert run.latest_checkpoint() == (0, {"a": 1})
-
-
-def test_the_three_latest_checkpoints_are_kept(tmp_path):
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        for step in (0, 1, 9, 10, 11):
-            run.save_checkpoint(step, {"step": step})
-        assert run.latest_checkpoint() == (11, {"step": 11})
-    names = sorted(os.listdir(tmp_path / "checkpoints"))
-    assert names == ["00000009.msgpack", "00000010.msgpack", "00000011.msgpack"]
-
-
-def _flip_bit(content, position):
-    changed = bytearray(content)
-    changed[position] ^= 1
-    return bytes(changed)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *(lambda content, at=at: _flip_bit(content, at) for at in (0, 30, 95, -1)),
-        lambda content: content[: len(content) // 2],
-        lambda content: b"",
-    ],
-)
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, damage):
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        for step in range(2):
-            run.save_checkpoint(step, _state(float(step)))
-        newest = tmp_path / "checkpoints" / "00000001.msgpack"
-        newest.write_bytes(damage(newest.read_bytes()))
-        step, found = run.latest_checkpoint(_state(9.0))
-        assert step == 0
-        np.testing.assert_array_equal(found.weights, np.zeros(3))
-        assert "00000001.msgpack is damaged" in caplog.text
-        assert newest.with_name("00000001.msgpack.damaged").exists()
-        run.save_checkpoint(1, _state(1.0))
-        assert run.latest_checkpoint()[0] == 1
-
-
-def test_with_every_checkpoint_damaged_there_is_none(tmp_path):
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        run.save_checkpoint(0, {"a": 1})
-        (tmp_path / "checkpoints" / "00000000.msgpack").write_bytes(b"")
-        assert run.latest_checkpoint() is None
-
-
-def test_every_flipped_bit_of_a_checkpoint_is_noticed():
-    content = runs._encode_checkpoint({"a": np.arange(3)})
-    for position in range(len(content)):
-        with pytest.raises(ValueError, match="sha256 does not match"):
-            runs._decode_checkpoint(_flip_bit(content, position))
-
-
-def test_a_checkpoint_interrupted_leaves_the_ones_before(tmp_path, monkeypatch):
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        run.save_checkpoint(0, {"a": 1})
-
-        def fail(*_):
-            raise OSError("the disk is full")
-
-        with monkeypatch.context() as patch:
-            patch.setattr("autoloss_jax.files.os.replace", fail)
-            with pytest.raises(OSError, match="disk is full"):
-                run.save_checkpoint(1, {"a": 2})
-        assert run.latest_checkpoint() == (0, {"a": 1})
-
-
-def test_a_negative_step_is_refused(tmp_path):
-    with RunFolder.open(tmp_path, CONFIG) as run, pytest.raises(ValueError, match="step -1 of a"):
-        run.save_checkpoint(-1, {})
-
-
-def test_objects_are_not_stored(tmp_path):
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        with pytest.raises(ValueError, match="Object"):
-            run.save_checkpoint(0, {"a": np.array([object()])})
-        assert run.latest_checkpoint() is None

@@ -12,6 +12,7 @@ import pytest
 
 from autoloss_jax import canaries
 from autoloss_jax.candidates import Candidates
+from autoloss_jax.checkpoints import Checkpoints
 from autoloss_jax.data import Dataset, Fold, Queries, fit_scaling, synthetic
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.parsing import parse
@@ -21,7 +22,6 @@ from autoloss_jax.metrics import mrr_per_query, ndcg_per_query
 from autoloss_jax.models import MLP, Linear, describe_model
 from autoloss_jax.proposers import PROPOSERS
 from autoloss_jax.proxy import ProxyConfig, ProxyTraining
-from autoloss_jax.runs import RunFolder
 from autoloss_jax.screening import make_probe
 from autoloss_jax.search import SearchConfig, run_search, search
 
@@ -200,7 +200,7 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(data, tmp_path, propos
 
 
 def test_a_search_killed_in_its_first_round_begins_again(data, tmp_path, finished, monkeypatch):
-    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *_: 1 / 0)
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         search(data, CONFIG, out=str(tmp_path))
     monkeypatch.undo()
