@@ -7,6 +7,7 @@ has become better for a while.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,6 +34,7 @@ from autoloss_jax.evaluation import NDCG_CUTOFFS
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.feed import Feed
 from autoloss_jax.gbdt import import_lightgbm
+from autoloss_jax.interruption import PartCheckpoints
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.models import make_model
 from autoloss_jax.trainer import Runs, Trainer
@@ -155,6 +157,16 @@ class Converged(NamedTuple):
     params: Any  # [seeds, ...]; None if no learning rate kept every seed finite
 
 
+class Convergence(NamedTuple):
+    """The training of a group of losses, after some of its blocks."""
+
+    step: int
+    runs: Runs
+    best: list[Any]  # params of each run at its best on validation, laid out as the runs are
+    best_value: np.ndarray  # f64[seeds, slots]
+    best_step: np.ndarray  # i64[seeds, slots]
+
+
 def group_losses(
     losses: Sequence[Expression], model: nn.Module, config: EffectivenessConfig, mesh: Mesh,
     train: BucketShapes,
@@ -207,37 +219,76 @@ class LossGroup:
         self._count = len(losses) * len(rates)
         self._trainer = Trainer(self._training, self._count, mesh=mesh)
 
-    def converge(self, data: FoldData, tell: Callable[[float], None]) -> list[Converged]:
-        """Trains losses x learning rates x seeds until none gets better on validation."""
-        return self._trainer.within_memory(lambda: self._converge(data, tell))
+    def converge(
+        self, data: FoldData, checkpoints: PartCheckpoints, tell: Callable[[float], None]
+    ) -> list[Converged]:
+        """Trains losses x learning rates x seeds until none gets better on validation.
 
-    def _converge(self, data: FoldData, tell: Callable[[float], None]) -> list[Converged]:
+        Goes on from the last of the checkpoints, if there is one.
+        """
+        return self._trainer.within_memory(lambda: self._converge(data, checkpoints, tell))
+
+    def _converge(
+        self, data: FoldData, checkpoints: PartCheckpoints, tell: Callable[[float], None]
+    ) -> list[Converged]:
         config, trainer = self._config, self._trainer
         programs, rates = self._occupy()
-        runs = trainer.spread(init_run(self._training, config.seed, config.seeds,
-                                       data.train.example))  # fmt: skip
-        best_value = np.full((config.seeds, trainer.slots), -np.inf)
-        best_step = np.zeros((config.seeds, trainer.slots), int)
-        best = trainer.choose(best_step > 0, _params(runs), _params(runs))  # a copy
+        now = self._begin(data, checkpoints)
         every = all_rows(data.validation.buckets, config.seeds)
         _, counted = plan_labels(data.validation.buckets, every)
-        for step in range(config.block_steps, config.max_steps + 1, config.block_steps):
-            processes.stop_together()
-            going = step - best_step.max(0) <= config.patience * config.block_steps
+        while (step := now.step + config.block_steps) <= config.max_steps:
+            self._stop_if_asked(now, checkpoints)
+            going = step - now.best_step.max(0) <= config.patience * config.block_steps
             going &= np.arange(trainer.slots) < self._count
             if not going.any():
                 break
             plans = [_plan(data, config, step)]
-            runs = trainer.train(runs, programs, rates, going, data.train, plans)
+            runs = trainer.train(now.runs, programs, rates, going, data.train, plans)
             values = trainer.evaluate(runs, going, data.validation, every)
             means = np.array([values[:, s][:, counted[s]].mean(1)
                               for s in range(config.seeds)], np.float64)  # fmt: skip
-            better = (np.nan_to_num(means, nan=-np.inf) > best_value) & going
-            best_value = np.where(better, means, best_value)
-            best_step = np.where(better, step, best_step)
-            best = trainer.choose(better, _params(runs), best)
+            better = (np.nan_to_num(means, nan=-np.inf) > now.best_value) & going
+            now = Convergence(
+                step, runs, trainer.choose(better, _params(runs), now.best),
+                np.where(better, means, now.best_value), np.where(better, step, now.best_step),
+            )  # fmt: skip
+            checkpoints.offer(step // config.block_steps, partial(self._state, now))
             tell(step / config.max_steps)
-        return [self._chosen(k, best, best_value, best_step) for k in range(len(self.places))]
+        return [self._chosen(k, now) for k in range(len(self.places))]
+
+    # --- stopping and going on ---
+
+    def _begin(self, data: FoldData, checkpoints: PartCheckpoints) -> Convergence:
+        """Fresh runs, or those of the last checkpoint."""
+        config, trainer = self._config, self._trainer
+        start = init_run(self._training, config.seed, config.seeds, data.train.example)
+        value, step = np.full((config.seeds, 1), -np.inf), np.zeros((config.seeds, 1), int)
+        state = {"runs": start, "best": start.params, "best_value": value, "best_step": step}
+        block, state = checkpoints.latest(state) or (0, state)
+        # A run's place is its slot; the last slots only fill a batch.
+        order = np.minimum(np.arange(trainer.slots), state["best_step"].shape[1] - 1)
+        return Convergence(
+            block * config.block_steps, trainer.spread(state["runs"], order),
+            trainer.spread(state["best"], order), state["best_value"][:, order],
+            state["best_step"][:, order],
+        )  # fmt: skip
+
+    def _state(self, now: Convergence) -> dict[str, Any]:
+        """What `_begin` goes on from: the runs alone, however many slots there are around them."""
+        state = {
+            "runs": self._trainer.gather(now.runs), "best": self._trainer.gather(now.best),
+            "best_value": now.best_value, "best_step": now.best_step,
+        }  # fmt: skip
+        return jax.tree.map(lambda x: x[:, : self._count], state)
+
+    def _stop_if_asked(self, now: Convergence, checkpoints: PartCheckpoints) -> None:
+        try:
+            processes.stop_together()
+        except processes.Preempted:
+            checkpoints.save(now.step // self._config.block_steps, partial(self._state, now))
+            raise
+
+    # --- what is trained, and what is chosen ---
 
     def _occupy(self) -> tuple[Any, np.ndarray]:
         """The losses and learning rates of all slots; the last ones only fill a batch."""
@@ -247,11 +298,10 @@ class LossGroup:
         programs = encode([losses[k] for k in run // len(rates)]) if losses else None
         return programs, np.array(rates, np.float32)[run % len(rates)]
 
-    def _chosen(
-        self, loss: int, params: list[Any], values: np.ndarray, steps: np.ndarray
-    ) -> Converged:
+    def _chosen(self, loss: int, now: Convergence) -> Converged:
         """The learning rate that is best on validation, over all seeds."""
         config, rates = self._config, self._config.learning_rates
+        values, steps = now.best_value, now.best_step
         runs = range(loss * len(rates), (loss + 1) * len(rates))
         chosen = max(runs, key=lambda run: values[:, run].mean())
         if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
@@ -261,7 +311,7 @@ class LossGroup:
             steps[:, chosen].tolist(),
             bool(steps[:, chosen].max() + config.patience * config.block_steps <= config.max_steps),
             float(values[:, chosen].mean()),
-            jax.tree.map(lambda x: x[:, 0], self._trainer.take(params, chosen)),
+            jax.tree.map(lambda x: x[:, 0], self._trainer.take(now.best, chosen)),
         )
 
 

@@ -32,6 +32,7 @@ from autoloss_jax.evaluation import METRICS, EvaluationQueries
 from autoloss_jax.feed import Feed, check_placement
 from autoloss_jax.files import read_json, write_arrays, write_json
 from autoloss_jax.gbdt import train_lambdamart
+from autoloss_jax.interruption import PartCheckpoints
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.models import describe_model, make_model
@@ -152,6 +153,7 @@ def run_effectiveness(
         shapes.train,
     )
     contenders = [*losses, LAMBDAMART] if config.lambdamart else list(losses)
+    parts = len(groups) + config.lambdamart  # of each fold
     folds = []
     for number, fold in enumerate(dataset.folds):
 
@@ -159,8 +161,12 @@ def run_effectiveness(
             if on_progress is not None:
                 on_progress(f"fold {name}", (number + share) / len(dataset.folds))
 
-        data = FoldData(fold, shapes, config.features, mesh, placement)
-        folds.append(_test_fold(fold, data, max_label, groups, config, tell))
+        checkpoints = [
+            PartCheckpoints(folder, number * parts + k, config.max_steps // config.block_steps)
+            for k in range(parts)
+        ]
+        data = partial(FoldData, fold, shapes, config.features, mesh, placement)
+        folds.append(_test_fold(fold, data, max_label, groups, config, checkpoints, tell))
     result = compare(
         contenders,
         folds,
@@ -235,30 +241,42 @@ def _highest_label(dataset: Dataset) -> float:
 
 def _test_fold(
     fold: Fold,
-    data: FoldData,
+    load: Callable[[], FoldData],
     max_label: float,
     groups: Sequence[LossGroup],
     config: EffectivenessConfig,
+    checkpoints: Sequence[PartCheckpoints],
     tell: Callable[[float], None],
 ) -> list[Tested]:
-    """Trains every group on the fold, then reads its test queries; the reference comes last."""
-    test = EvaluationQueries(data.test.buckets, max_label)
-    parts = len(groups) + config.lambdamart
+    """Trains every group on the fold, then reads its test queries; the reference comes last.
+
+    What the checkpoints know of a part is not done again.
+    """
+    stored = {k: part.tested() for k, part in enumerate(checkpoints)}
+    known = {k: tested for k, tested in stored.items() if tested is not None}
+    missing = [k for k in stored if k not in known]
+    if missing:
+        data = load()
+        test = EvaluationQueries(data.test.buckets, max_label)
+
+    def test_part(k: int) -> list[Tested]:
+        if k == len(groups):
+            validation = EvaluationQueries(data.validation.buckets, max_label)
+            return [_test_lambdamart(fold, validation, test, config)]
+        converged = groups[k].converge(
+            data, checkpoints[k], lambda share: tell((k + share) / len(checkpoints))
+        )
+        return [_read_test(groups[k].model, one, data.test, test, config) for one in converged]
+
+    for k in missing:
+        known[k] = test_part(k)
+        checkpoints[k].finish(known[k])
+    tell(1.0)
     found: dict[int, Tested] = {}
-    for done, group in enumerate(groups):
-
-        def of_group(share: float, done: int = done) -> None:
-            tell((done + share) / parts)
-
-        converged = group.converge(data, of_group)
-        for place, one in zip(group.places, converged, strict=True):
-            found[place] = _read_test(group.model, one, data.test, test, config)
-    tested = [found[place] for place in range(len(found))]
-    if config.lambdamart:
-        validation = EvaluationQueries(data.validation.buckets, max_label)
-        tested.append(_test_lambdamart(fold, validation, test, config))
-        tell(1.0)
-    return tested
+    for k, group in enumerate(groups):
+        found |= zip(group.places, known[k], strict=True)
+    reference = known[len(groups)] if config.lambdamart else []
+    return [found[place] for place in range(len(found))] + reference
 
 
 def _read_test(

@@ -151,10 +151,18 @@ class Trainer:
 
     # --- runs ---
 
-    def spread(self, start: RunState) -> Runs:
-        """Runs in all slots that start from one state [replicates, 1]."""
-        order = np.zeros(self.batch, int)
-        return [self._rest(spread_runs(self.mesh, start, order)) for _ in self._parts()]
+    def spread(self, states: Any, order: np.ndarray | None = None) -> Runs:
+        """The runs `order` of states that every process has, one for every slot.
+
+        By default the first one in all slots.
+        """
+        order = np.zeros(self.slots, int) if order is None else order
+        return [self._rest(spread_runs(self.mesh, states, order[part])) for part in self._parts()]
+
+    def gather(self, runs: list[Any]) -> Any:
+        """Runs, or parts of states, [replicates, slots] in the host's memory of every process."""
+        batches = [jax.tree.map(fetch, self._wake(states)) for states in runs]
+        return jax.tree.map(lambda *x: np.concatenate(x, 1), *batches)
 
     def train(
         self, runs: Runs, losses: Any, rates: np.ndarray, active: np.ndarray, feed: Feed,
@@ -199,9 +207,7 @@ class Trainer:
         if len(runs) == 1:
             return [reorder_runs(self.mesh, runs[0], order)]
         # Several batches meet on the host only, for no device may hold them all.
-        batches = [jax.tree.map(fetch, self._wake(states)) for states in runs]
-        every = jax.tree.map(lambda *x: np.concatenate(x, 1), *batches)
-        return [self._rest(spread_runs(self.mesh, every, order[part])) for part in self._parts()]
+        return self.spread(self.gather(runs), order)
 
     def choose(self, better: np.ndarray, runs: list[Any], others: list[Any]) -> list[Any]:
         """Runs, or parts of states, where bool[replicates, slots] is true, or the others."""

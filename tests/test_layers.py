@@ -40,6 +40,7 @@ LAYERS = (
     "search",
     "statistics",
     "comparison",
+    "interruption",
     "evaluation",
     "gbdt",
     "convergence",
