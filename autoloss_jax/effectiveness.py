@@ -262,7 +262,9 @@ def _test_fold(
     def test_part(k: int) -> list[Tested]:
         if k == len(groups):
             validation = EvaluationQueries(data.validation.buckets, max_label)
-            return [_test_lambdamart(fold, validation, test, config)]
+            reference = [_test_lambdamart(fold, validation, test, config)]
+            tell(1.0)
+            return reference
         converged = groups[k].converge(
             data, checkpoints[k], lambda share: tell((k + share) / len(checkpoints))
         )
@@ -271,7 +273,6 @@ def _test_fold(
     for k in missing:
         known[k] = test_part(k)
         checkpoints[k].finish(known[k])
-    tell(1.0)
     found: dict[int, Tested] = {}
     for k, group in enumerate(groups):
         found |= zip(group.places, known[k], strict=True)

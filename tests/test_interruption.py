@@ -2,13 +2,20 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import numpy as np
 import pytest
 
-from autoloss_jax import convergence, effectiveness, gbdt, interruption, processes, trainer
+from autoloss_jax import (
+    convergence,
+    effectiveness,
+    gbdt,
+    interruption,
+    processes,
+    trainer,
+    training,
+)
 from autoloss_jax.data import make_dataset, synthetic
 from autoloss_jax.effectiveness import (
     EFFECTIVENESS_FILE,
@@ -18,9 +25,10 @@ from autoloss_jax.effectiveness import (
     effectiveness_test,
 )
 from autoloss_jax.language.parsing import parse
+from autoloss_jax.runs import RunFolder
 
 CONFIG = EffectivenessConfig(
-    model="linear", seeds=2, learning_rates=(0.003, 0.1), queries_per_step=8, block_steps=3,
+    model="linear", seeds=2, learning_rates=(0.003, 0.03, 0.1), queries_per_step=8, block_steps=3,
     patience=2, max_steps=12, max_buckets=1, lambdamart=True, dump_scores=True,
 )  # fmt: skip
 FOUND = [
@@ -40,8 +48,8 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train_runs", "evaluate_runs"):
             patch.setattr(trainer, name, functools.cache(getattr(trainer, name)))
-        for name, value in (("MAX_TREES", 20), ("PATIENCE", 5), ("GRID", {
-                "learning_rate": (0.1,), "num_leaves": (5,), "min_data_in_leaf": (5,)})):  # fmt: skip
+        grid = {"learning_rate": (0.1,), "num_leaves": (5,), "min_data_in_leaf": (5,)}
+        for name, value in (("MAX_TREES", 20), ("PATIENCE", 5), ("GRID", grid)):
             patch.setattr(gbdt, name, value)
         patch.setattr(
             convergence, "exact_score_gradient", functools.cache(convergence.exact_score_gradient)
@@ -65,7 +73,9 @@ def data():
 
 def run(data, out, **settings):
     config = dataclasses.replace(CONFIG, **settings)
-    return effectiveness_test(data, FOUND, config, hand_designed=["ranknet"], out=str(out))
+    return effectiveness_test(
+        data, FOUND, config, hand_designed=["mse", "ranknet", "softmax"], out=str(out)
+    )
 
 
 def results(folder):
@@ -115,3 +125,109 @@ def test_killed_after_every_block_it_trains_none_twice(data, whole, tmp_path, mo
     assert results(tmp_path / "killed") == whole
     assert trained == len(blocks)
     assert kills == len(blocks) - 1
+
+
+def kill_in_block(patch, count):
+    return count_calls(patch, convergence, "_plan", count)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_it_may_go_on_with_other_devices_and_another_batch(data, whole, tmp_path, devices):
+    """Begun on two devices in one batch, it goes on in halved ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        kill_in_block(patch, 2)
+        with pytest.raises(Killed):
+            run(data, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = training.candidates_mesh(jax.devices()[:devices])
+        patch.setattr(effectiveness, "candidates_mesh", lambda: mesh)
+        blocks = kill_in_block(patch, None)
+        first = trainer.Trainer.train
+        failures = []
+
+        def failing(self, *arguments):
+            if self.batch > 4 * devices and not failures:
+                failures.append(self.batch)
+                raise trainer.OutOfMemory("no room")
+            return first(self, *arguments)
+
+        patch.setattr(trainer.Trainer, "train", failing)
+        run(data, tmp_path)
+    assert results(tmp_path) == whole
+    assert failures
+    # Two of the first group's blocks were not trained again, after the failure either; the one
+    # that failed was planned twice.
+    assert len(blocks) == PARTS // 3 * 2 * BLOCKS - 2 + 1
+
+
+def test_preempted_processes_save_where_they_stop(data, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption, "SECONDS", np.inf)
+        stops = []
+
+        def stop_together():
+            stops.append(1)
+            if len(stops) == 3:
+                raise processes.Preempted
+
+        patch.setattr(processes, "stop_together", stop_together)
+        with pytest.raises(processes.Preempted):
+            run(data, tmp_path)
+    (saved,) = (tmp_path / "checkpoints" / interruption.TRAINING).iterdir()
+    assert saved.name == "00000002.msgpack"  # two blocks were finished
+    run(data, tmp_path)
+    assert results(tmp_path) == whole
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_damaged_checkpoints_cost_time_and_nothing_else(
+    data, whole, tmp_path, monkeypatch, caplog, count
+):
+    """Killed in the second part's last block, the newest files of both kinds are damaged."""
+    with monkeypatch.context() as patch:
+        kill_in_block(patch, 2 * BLOCKS - 1)
+        with pytest.raises(Killed):
+            run(data, tmp_path)
+    folder = tmp_path / "checkpoints"
+    newest = sorted((folder / interruption.TRAINING).glob("*.msgpack"))[-count:]
+    tested = folder / interruption.TESTED / "00000000.msgpack"
+    for path in [*newest, tested]:
+        damage(path)
+    with monkeypatch.context() as patch:
+        blocks = kill_in_block(patch, None)
+        run(data, tmp_path)
+    assert results(tmp_path) == whole
+    for path in [*newest, tested]:
+        assert f"{path} is damaged" in caplog.text
+        assert path.with_name(path.name + ".damaged").exists()
+    left = [f"going on from the one before, {newest[0].with_name('00000006.msgpack')}",
+            "is left: what it knew is done again, from the beginning"]  # fmt: skip
+    assert left[count == 3] in caplog.text
+    # The first part again, the second from its last good block, and the second fold.
+    assert len(blocks) == BLOCKS + (2 if count == 1 else BLOCKS) + 2 * BLOCKS
+
+
+def test_a_checkpoint_is_due_when_it_costs_little_of_the_time_since_the_last(monkeypatch, tmp_path):
+    now = [0.0]
+    monkeypatch.setattr(interruption, "SECONDS", 10.0)
+    monkeypatch.setattr(interruption, "SHARE", 0.02)
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
+    saved = []
+
+    def state():
+        now[0] += 1.0  # what it costs
+        saved.append(now[0])
+        return {"a": 1}
+
+    with RunFolder.open(tmp_path, {}) as folder:
+        part = interruption.PartCheckpoints(folder, 0, 1000)
+        for block in range(1, 200):
+            now[0] += 1.0
+            part.offer(block, state)
+    assert saved == [11.0, 62.0, 113.0, 164.0]  # after 10 seconds, then every 50
