@@ -139,6 +139,6 @@ def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(
         assert results(folder / "run") == whole
         left = [path for path in (folder / "run").rglob("*") if path.suffix in (".tmp", ".damaged")]
         assert left == []
-    said = f"{hit.total()} kills of {runs} runs, all ended as if never killed: {dict(hit)}"
+        said = f"{hit.total()} kills of {runs} runs, which ended as if never killed: {dict(hit)}"
+        print(said, flush=True)
     record_property("kills", said)
-    print(said)
