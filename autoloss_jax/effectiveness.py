@@ -30,13 +30,13 @@ from autoloss_jax.data import Dataset, Fold
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.evaluation import METRICS, EvaluationQueries
 from autoloss_jax.feed import Feed, check_placement
-from autoloss_jax.files import read_json, write_arrays, write_json
+from autoloss_jax.files import write_arrays, write_json
 from autoloss_jax.gbdt import train_lambdamart
 from autoloss_jax.interruption import PartCheckpoints
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.models import describe_model, make_model
-from autoloss_jax.runs import RunFolder, open_run
+from autoloss_jax.runs import RunFolder, open_run, read_result
 from autoloss_jax.training import candidates_mesh
 
 EFFECTIVENESS_FILE = "effectiveness.json"
@@ -196,7 +196,7 @@ def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / EFFECTIVENESS_FILE
     if not path.exists():
         return None
-    content: dict[str, Any] = read_json(path)
+    content: dict[str, Any] = read_result(path)
     return content
 
 

@@ -4,6 +4,7 @@ A kill or a power cut leaves the old content of a file or the new one, never hal
 is the exception, since it grows line by line: there the last line may be torn, and is repaired.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -11,7 +12,7 @@ import math
 import os
 import secrets
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -34,22 +35,34 @@ def sync_folder(folder: Path) -> None:
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Writes `data` (text as UTF-8) to `path`: a crash leaves the old content or the new one.
 
-    Raises OSError as `open` does; the old file is then untouched.
+    Raises OSError as `open` does, naming `path`; the old file is then untouched.
     """
     path = Path(path)
     content = data.encode() if isinstance(data, str) else data
     # The same folder, because a rename is atomic only inside one file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with _naming(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes an OSError name the file: that of a full disk names none by itself."""
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise
-    sync_folder(path.parent)
 
 
 def to_jsonable(value: Any) -> Any:
@@ -170,14 +183,14 @@ def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _cut_file(path: Path, size: int) -> None:
-    with path.open("rb+") as file:
+    with _naming(path), path.open("rb+") as file:
         file.truncate(size)
         os.fsync(file.fileno())
 
 
 def _append_bytes(path: Path, data: bytes) -> None:
     is_new = not path.exists()
-    with path.open("ab") as file:
+    with _naming(path), path.open("ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

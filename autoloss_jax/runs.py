@@ -6,6 +6,7 @@ Killed at any instant, it leaves a folder that the same configuration opens agai
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import logging as std_logging
@@ -13,11 +14,12 @@ import os
 import platform
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 from absl import logging
@@ -36,8 +38,19 @@ from autoloss_jax.files import (
     write_json,
 )
 
+Result = TypeVar("Result")
+
 CONFIG_FILE, LEDGER_FILE, LOCK_FILE, LOG_FILE = "config.json", "ledger.jsonl", "lock", "run.log"
 CHECKPOINTS_FOLDER = "checkpoints"
+
+# What to do about a file that is damaged.
+_RESULT_AGAIN = "remove it and give the command again: what is finished is not trained again"
+_CONFIG_AGAIN = "put back a copy of it, or begin in another folder"
+_LEDGER_AGAIN = (
+    "put back a copy of it; or remove it, finalists.json and checkpoints/search, and give the "
+    "command again: the search is done again, to the same result"
+)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 _PACKAGES = ("autoloss_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 # The instructions that vectorised arithmetic is compiled to; results depend on these in the last
@@ -111,10 +124,34 @@ def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+class _LogFile(std_logging.FileHandler):
+    """A log that stops nothing: what a full disk does not take is left out, which is said once."""
+
+    _said = False
+
+    def emit(self, record: std_logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of opening the file
+            self.handleError(record)
+
+    def handleError(self, record: std_logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            print(f"{self.baseFilename} is not complete: {error}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def attach_log(path: str | os.PathLike[str]) -> Iterator[None]:
     """Appends what absl logs to the file `path` for as long as the context lasts."""
-    handler = std_logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.get_absl_logger()
     logger.addHandler(handler)
@@ -158,10 +195,27 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _read_config(folder: Path) -> dict[str, Any] | None:
+def _or_else(work: Callable[[], Result], advice: str) -> Result:
+    """What `work` returns; an AutolossError that it raises says what to do besides."""
+    try:
+        return work()
+    except AutolossError as error:
+        raise AutolossError(f"{error}; {advice}") from error
+
+
+def read_config(folder: Path) -> Any:
+    """The JSON of config.json. Raises AutolossError, saying what to do, if it is damaged."""
+    return _or_else(lambda: read_json(folder / CONFIG_FILE), _CONFIG_AGAIN)
+
+
+def read_result(path: Path) -> Any:
+    """The JSON that a phase has ended with. Raises AutolossError, naming it, if it is damaged."""
+    return _or_else(lambda: read_json(path), _RESULT_AGAIN)
+
+
+def _stored_config(folder: Path) -> dict[str, Any] | None:
     """The content of config.json, or None in a folder that is new. Refuses a foreign folder."""
-    path = folder / CONFIG_FILE
-    if not path.exists():
+    if not (folder / CONFIG_FILE).exists():
         ours = re.compile(rf"{LOCK_FILE}|\.{re.escape(CONFIG_FILE)}\..*\.tmp")
         foreign = sorted(p.name for p in folder.iterdir() if not ours.fullmatch(p.name))
         if foreign:
@@ -170,7 +224,7 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
                 "expected a new or empty folder, or that of an earlier run"
             )
         return None
-    stored = read_json(path)
+    stored = read_config(folder)
     if not isinstance(stored, dict) or not {"config", "fingerprint", "created"} <= set(stored):
         raise AutolossError(
             f"{folder} is not a run folder: its {CONFIG_FILE} is no run's; "
@@ -249,10 +303,10 @@ class RunFolder:
             raise AutolossError(f"{folder} is a file: expected a folder, or a path to create one")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _read_config(folder)  # refuse a foreign folder before putting a lock in it
+            _stored_config(folder)  # refuse a foreign folder before putting a lock in it
             with contextlib.ExitStack() as resources:
                 resources.enter_context(_locked(folder))
-                stored = _read_config(folder)
+                stored = _stored_config(folder)
                 if stored is None:
                     begun = {"config": given, "fingerprint": current, "created": _now()}
                     begun = dict(about or {}) | begun
@@ -263,11 +317,13 @@ class RunFolder:
                 resources.enter_context(attach_log(folder / LOG_FILE))
                 if stored is not None:
                     _note_fingerprint(folder, stored, current)
-                repair_ledger(folder / LEDGER_FILE)
+                _or_else(lambda: repair_ledger(folder / LEDGER_FILE), _LEDGER_AGAIN)
                 for leftover in folder.rglob(".*.*.tmp"):  # of a write that was killed
                     leftover.unlink(missing_ok=True)
                 return cls(folder, stored is not None, resources.pop_all())
         except OSError as error:
+            if error.errno in _DISK:  # the folder is as it should be
+                raise
             raise AutolossError(f"cannot write the run folder {folder}: {error}") from error
 
     def close(self) -> None:
@@ -298,7 +354,7 @@ class RunFolder:
 
         Raises AutolossError if there are fewer.
         """
-        truncate_ledger(self.path / LEDGER_FILE, count)
+        _or_else(lambda: truncate_ledger(self.path / LEDGER_FILE, count), _LEDGER_AGAIN)
 
     def checkpoints(self, work: str, kept: int | None = KEPT) -> Checkpoints:
         """The checkpoints of one kind of work, such as "search"; `kept` as in `Checkpoints`."""

@@ -21,7 +21,7 @@ from autoloss_jax.checkpoints import decode_state, encode_state
 from autoloss_jax.data import TRANSFORMS, Dataset, ListBatch, Queries, fit_scaling
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
-from autoloss_jax.files import read_json, write_json
+from autoloss_jax.files import write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import from_tokens
 from autoloss_jax.language.parsing import parse
@@ -32,7 +32,7 @@ from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.profile import Profile
 from autoloss_jax.proposers import make_proposer
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
-from autoloss_jax.runs import RunFolder, open_run
+from autoloss_jax.runs import RunFolder, open_run, read_result
 from autoloss_jax.screening import make_probe
 from autoloss_jax.training import RunState
 
@@ -246,7 +246,7 @@ def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / FINALISTS_FILE
     if not path.exists():
         return None
-    return {"finalists": read_json(path)["finalists"], "records": folder.read_ledger()}
+    return {"finalists": read_result(path)["finalists"], "records": folder.read_ledger()}
 
 
 def _finished(content: dict[str, Any]) -> SearchResult:

@@ -52,7 +52,8 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _fail(1, f"autoloss: {error}")
+        hint = f"; to go on, once that is mended: {going_on[0]}" if going_on else ""
+        return _fail(1, f"autoloss: {error}{hint}")
     except (_Stopped, processes.Preempted) as stopped:
         number = signal.Signals(stopped.args[0] if stopped.args else signal.SIGTERM)
         hint = f"; to go on: {going_on[0]}" if going_on else ", before anything was begun"

@@ -27,13 +27,13 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import interpreter_in_use, using_interpreter
 from autoloss_jax.explain import explain
 from autoloss_jax.export import export_source, write_best_loss
-from autoloss_jax.files import read_json, write_json
+from autoloss_jax.files import write_json
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED
 from autoloss_jax.profile import PROFILE_FILE, Profile, profile_table
 from autoloss_jax.report import effectiveness_table, finalists_table, write_report
 from autoloss_jax.report.reading import read_run
-from autoloss_jax.runs import RunFolder, fingerprint, open_run
+from autoloss_jax.runs import RunFolder, fingerprint, open_run, read_result
 from autoloss_jax.search import FINALISTS_FILE, run_search
 
 BEST_LOSS_FILE = "best_loss.py"
@@ -170,7 +170,7 @@ def _test(plan: Plan, folder: RunFolder | None, reporter: Reporter) -> None:
 
 def _formulas(folder: RunFolder | None) -> list[str]:
     """The finalists of the run's own search."""
-    rows = read_json(folder.path / FINALISTS_FILE)["finalists"] if folder is not None else []
+    rows = read_result(folder.path / FINALISTS_FILE)["finalists"] if folder is not None else []
     return [row["formula"] for row in rows]
 
 

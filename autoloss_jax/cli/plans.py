@@ -17,11 +17,10 @@ from autoloss_jax.convergence import check_truncation
 from autoloss_jax.data import Dataset, Fold, assign_folds, load_dataset, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.files import read_json
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import ALIASES, HAND_DESIGNED, LOSSES, resolve_loss
 from autoloss_jax.report.reading import read_run
-from autoloss_jax.runs import CONFIG_FILE
+from autoloss_jax.runs import CONFIG_FILE, read_config
 from autoloss_jax.search import FINALISTS_FILE, SearchConfig
 
 
@@ -178,7 +177,7 @@ def has_finalists(command: str, out: str | None) -> bool:
         return True
     if out is None or not (Path(out) / CONFIG_FILE).exists():
         return False
-    stored = read_json(Path(out) / CONFIG_FILE)
+    stored = read_config(Path(out))
     try:
         own = bool(stored["config"]["losses"]["finalists"])
     except (KeyError, TypeError):

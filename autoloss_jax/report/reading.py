@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.files import read_json, read_ledger
-from autoloss_jax.runs import CONFIG_FILE, LEDGER_FILE, LOG_FILE
+from autoloss_jax.files import read_ledger
+from autoloss_jax.runs import CONFIG_FILE, LEDGER_FILE, LOG_FILE, read_config, read_result
 
 FINALISTS_FILE, EFFECTIVENESS_FILE = "finalists.json", "effectiveness.json"
 PER_QUERY_FILE = "per_query.npz"
@@ -154,7 +154,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunFiles:
     _check_rows(path / FINALISTS_FILE, finalists, "finalists")
     effectiveness = _optional(path / EFFECTIVENESS_FILE)
     _check_rows(path / EFFECTIVENESS_FILE, effectiveness, "rows")
-    config = read_json(path / CONFIG_FILE)
+    config = read_config(path)
     if not isinstance(config, dict):
         raise AutolossError(f"{path / CONFIG_FILE}: expected an object, got {_kind(config)}")
     ledger = [{"reward": None, **record} for record in read_ledger(path / LEDGER_FILE)]
@@ -182,7 +182,9 @@ def _read_per_query(path: Path) -> PerQuery | None:
             raise ValueError(f"values of shape {values.shape}")
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise AutolossError(
-            f"{path} is damaged ({error}): expected names, query_ids and values [names, query_ids]"
+            f"{path} is damaged ({error}): expected names, query_ids and values [names, "
+            f"query_ids]; remove it and {EFFECTIVENESS_FILE} and give the command again: what is "
+            "finished is not trained again"
         ) from error
     return PerQuery([str(name) for name in names], [str(query) for query in ids], values)
 
@@ -211,7 +213,7 @@ def _logged_seconds(path: Path) -> float | None:
 
 
 def _optional(path: Path) -> Any:
-    return read_json(path) if path.exists() else None
+    return read_result(path) if path.exists() else None
 
 
 def _kind(value: Any) -> str:

@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from autoloss_jax.files import read_ledger
@@ -43,49 +42,21 @@ REPORT = [
 A_RUN = 12
 """Kills of one run, at most."""
 
-ARGUMENTS = [
-    "run", "--budget=30", "--proposals=12", "--proposer=evolution", "--model=linear",
-    "--hall_of_fame=4", "--fresh_seeds=1", "--finalists=2", "--proxy_rung_steps=4",
-    "--proxy_rungs=1,1", "--max_buckets=1", "--test_seeds=2", "--test_learning_rates=0.003,0.03",
-    "--test_block_steps=4", "--test_max_steps=24", "--hand_designed=mse,softmax",
-]  # fmt: skip
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
 
 
-def write_letor(path, first, count):
-    """Queries number `first` on, whose label is the sign of the first feature."""
-    rng = np.random.default_rng(first)
-    lines = []
-    for query in range(first, first + count):
-        for document in range(rng.integers(4, 9)):
-            x = rng.normal(size=3)
-            label = 1 if document == 0 else int(x[0] > 0)
-            lines.append(f"{label} qid:{query} 1:{x[0]:.4f} 2:{x[1]:.4f} 3:{x[2]:.4f}\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts a run in a folder, to be killed at a moment; all starts share compiled programs."""
-    base = tmp_path_factory.mktemp("kills")
-    for k in (1, 2):
-        for part, first, count in (("train", 0, 30), ("vali", 30, 15), ("test", 30 + 15 * k, 15)):
-            write_letor(base / "data" / f"Fold{k}" / f"{part}.txt", first, count)
+@pytest.fixture
+def start(tiny_run):
+    """Starts a run in a folder, to be killed at a moment."""
 
     def start(out, record, moment="never", count=1):
-        command = [
-            sys.executable, str(KILLED_AT), moment, str(count), str(record), *ARGUMENTS,
-            f"--data={base / 'data'}", f"--compilation_cache={base / 'cache'}", f"--out={out}",
-        ]  # fmt: skip
+        command = [sys.executable, str(KILLED_AT), moment, str(count), str(record), *tiny_run]
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
-            env=ENVIRONMENT,
+            [*command, f"--out={out}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+            timeout=600, check=False,
         )  # fmt: skip
 
     return start
-
-
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
 
 
 def results(folder):
@@ -98,12 +69,12 @@ def results(folder):
     return records, {name: (folder / name).read_bytes() for name in files}
 
 
-@pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    done = start(folder / "run", folder / "record")
+@pytest.fixture
+def whole(start, tmp_path):
+    """The results of a run that is never killed."""
+    done = start(tmp_path / "whole" / "run", tmp_path / "record")
     assert done.returncode == 0, done.stderr
-    return results(folder / "run")
+    return results(tmp_path / "whole" / "run")
 
 
 def moments(rng, kills):
