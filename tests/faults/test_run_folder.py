@@ -5,15 +5,17 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from autoloss_jax import files, runs
-from autoloss_jax.cli import main
+from autoloss_jax import convergence, effectiveness, files, interruption, runs
+from autoloss_jax.cli import commands, main
 from autoloss_jax.files import read_json, read_ledger
+from autoloss_jax.proxy import ProxyTraining
 from autoloss_jax.runs import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,64 @@ def test_a_damaged_line_of_the_ledger_is_named_and_the_search_can_be_done_again(
     assert "holds 0 records: expected at least" in capsys.readouterr().err
     shutil.rmtree(again / "checkpoints" / "search")
     assert call(*tiny_run, f"--out={again}") == 0
+    assert results(again) == results(finished)
+
+
+# --- stopped ---
+
+MOMENTS = {
+    "search": (ProxyTraining, "run", 2),
+    "training of the test": (convergence, "_plan", 4),
+    "end of a part": (effectiveness, "_read_test", 3),
+    "report": (commands, "write_report", 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_by_a_signal_in_either_phase_it_goes_on(
+    tiny_run, finished, tmp_path, capsys, monkeypatch, number, status
+):
+    monkeypatch.setattr(interruption, "SECONDS", 0.0)
+    monkeypatch.setattr(interruption, "SHARE", float("inf"))
+    out = tmp_path / "run"
+    for owner, name, count in MOMENTS.values():
+        left = [count]
+        function = getattr(owner, name)
+
+        def stopping(*arguments, left=left, function=function, **settings):
+            left[0] -= 1
+            if left[0] == 0:
+                signal.raise_signal(number)
+            return function(*arguments, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stopping)
+            assert call(*tiny_run, f"--out={out}") == status, name
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"stopped by {number.name}; to go on: autoloss run" in said
+        assert str(out) in said
+    blocks = [path.stem for path in (out / "checkpoints" / interruption.TRAINING).iterdir()]
+    assert "00000003" in blocks or len(blocks) == 3  # what was finished before was saved
+    assert call(*tiny_run, f"--out={out}") == 0
+    assert "the test is finished already" in capsys.readouterr().err
+    assert results(out) == results(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["finalists.json", "effectiveness.json"])
+def test_another_environment_is_warned_of_in_either_phase(
+    tiny_run, finished, again, capsys, missing
+):
+    (again / missing).unlink()
+    stored = read_json(again / "config.json")
+    stored["fingerprint"]["versions"]["jax"] = "0.0.1"
+    files.write_json(again / "config.json", stored)
+    assert call(*tiny_run, f"--out={again}") == 0
+    said = capsys.readouterr().err
+    assert "was begun in another environment, so its last digits may differ" in said
+    assert 'versions.jax: stored "0.0.1", now' in said
+    assert len(read_json(again / "config.json")["resumed_with"]) == 1
     assert results(again) == results(finished)
 
 
