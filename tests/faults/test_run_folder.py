@@ -35,11 +35,28 @@ def results(folder):
     return records, {name: (folder / name).read_bytes() for name in RESULTS}
 
 
+SYNCS: list[tuple[str, ...]] = []
+"""What was synced and renamed in the run of `finished`, in order."""
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_run, tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert call(*tiny_run, f"--out={folder}") == 0
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        SYNCS.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def renamed(source, target):
+        SYNCS.append(("rename", str(source), str(target)))
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", synced)
+        patch.setattr(os, "replace", renamed)
+        assert call(*tiny_run, f"--out={folder}") == 0
     return folder
 
 
@@ -63,6 +80,18 @@ def test_a_finished_run_is_not_run_again(tiny_run, finished, again, capsys):
     assert {name: (again / name).stat().st_mtime_ns for name in before} == before
     assert results(again) == results(finished)
     assert (again / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_every_file_is_synced_before_its_rename_and_its_folder_after(finished):
+    written = {path for path in finished.rglob("*") if path.is_file()}
+    grown = {finished / name for name in ("ledger.jsonl", "lock", "run.log")}
+    assert written - grown > {finished / name for name in (*RESULTS, "report.html", "config.json")}
+    for path in written - grown:
+        place = next(k for k, event in enumerate(SYNCS) if event[2:] == (str(path),))
+        assert SYNCS[place - 1] == ("sync", SYNCS[place][1])
+        assert SYNCS[place + 1] == ("sync", str(path.parent))
+    assert ("sync", str(finished / "ledger.jsonl")) in SYNCS
 
 
 # --- damaged files ---
@@ -98,8 +127,9 @@ def test_a_damaged_file_is_named_with_what_to_do(tiny_run, again, capsys, name, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["effectiveness.json"], ["per_query.npz", "effectiveness.json"],
-                                   ["finalists.json"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "names", [["effectiveness.json"], ["per_query.npz", "effectiveness.json"], ["finalists.json"]]
+)
 def test_what_is_removed_as_advised_comes_again(tiny_run, finished, again, names):
     for name in names:
         (again / name).unlink()
@@ -129,27 +159,26 @@ def test_a_damaged_line_of_the_ledger_is_named_and_the_search_can_be_done_again(
 
 # --- stopped ---
 
-MOMENTS = {
-    "search": (ProxyTraining, "run", 2),
-    "training of the test": (convergence, "_plan", 4),
-    "end of a part": (effectiveness, "_read_test", 3),
-    "report": (commands, "write_report", 1),
-}
+STOPS = [  # what is called for the which time when the signal comes
+    (ProxyTraining, "run", 2, signal.SIGTERM),
+    (convergence, "_plan", 4, signal.SIGINT),
+    (effectiveness, "_read_test", 3, signal.SIGTERM),
+    (commands, "write_report", 1, signal.SIGINT),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_stopped_by_a_signal_in_either_phase_it_goes_on(
-    tiny_run, finished, tmp_path, capsys, monkeypatch, number, status
+def test_stopped_by_signals_in_both_phases_it_goes_on(
+    tiny_run, finished, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(interruption, "SECONDS", 0.0)
     monkeypatch.setattr(interruption, "SHARE", float("inf"))
     out = tmp_path / "run"
-    for owner, name, count in MOMENTS.values():
+    for owner, name, count, number in STOPS:
         left = [count]
         function = getattr(owner, name)
 
-        def stopping(*arguments, left=left, function=function, **settings):
+        def stopping(*arguments, left=left, function=function, number=number, **settings):
             left[0] -= 1
             if left[0] == 0:
                 signal.raise_signal(number)
@@ -157,23 +186,22 @@ def test_stopped_by_a_signal_in_either_phase_it_goes_on(
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, stopping)
-            assert call(*tiny_run, f"--out={out}") == status, name
+            assert call(*tiny_run, f"--out={out}") == 128 + number
         said = capsys.readouterr().err.splitlines()[-1]
         assert f"stopped by {number.name}; to go on: autoloss run" in said
-        assert str(out) in said
-    blocks = [path.stem for path in (out / "checkpoints" / interruption.TRAINING).iterdir()]
-    assert "00000003" in blocks or len(blocks) == 3  # what was finished before was saved
+        assert f"--out={out}" in said
+        if name == "_plan":
+            saved = (out / "checkpoints" / interruption.TRAINING).iterdir()
+            assert sorted(path.stem for path in saved) == ["00000001", "00000002", "00000003"]
     assert call(*tiny_run, f"--out={out}") == 0
     assert "the test is finished already" in capsys.readouterr().err
     assert results(out) == results(finished)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", ["finalists.json", "effectiveness.json"])
-def test_another_environment_is_warned_of_in_either_phase(
-    tiny_run, finished, again, capsys, missing
-):
-    (again / missing).unlink()
+def test_another_environment_is_warned_of(tiny_run, finished, again, capsys):
+    for name in ("finalists.json", "effectiveness.json"):  # both phases go on
+        (again / name).unlink()
     stored = read_json(again / "config.json")
     stored["fingerprint"]["versions"]["jax"] = "0.0.1"
     files.write_json(again / "config.json", stored)
@@ -247,6 +275,34 @@ def test_a_folder_that_cannot_be_opened(tmp_path, monkeypatch, code, kind):
         RunFolder.open(tmp_path / "run", {})
 
 
+@pytest.mark.slow
+def test_writes_that_fail_stop_the_run_and_lose_nothing(
+    tiny_run, finished, tmp_path, capsys, monkeypatch
+):
+    """In every start the tenth sync fails, until no more are needed."""
+    fsync, out = os.fsync, tmp_path / "run"
+    for failures in range(20):  # noqa: B007, counted
+        left = [10]
+
+        def failing(descriptor, left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing)
+            status = call(*tiny_run, f"--out={out}")
+        if not status:
+            break
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert status == 1
+        assert said.startswith("autoloss: [Errno 28] No space left on device: ")
+        assert str(out) in said and "to go on, once that is mended: autoloss run" in said
+    assert failures >= 3
+    assert results(out) == results(finished)
+
+
 @contextlib.contextmanager
 def small_disk(folder, size):
     """A file system of so many bytes in the memory, mounted at a folder."""
@@ -280,7 +336,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
     stops = 0
     with small_disk(disk, "8m"):
         out = disk / "run"
-        for left in (60_000, 90_000, 130_000, 180_000):
+        for left in (60_000, 110_000, 180_000):
             fill(disk, left)
             before = {p: p.read_bytes() for p in out.glob("*.json")} if out.exists() else {}
             status = call(*tiny_run, f"--out={out}")
