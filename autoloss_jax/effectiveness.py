@@ -153,7 +153,9 @@ def run_effectiveness(
         shapes.train,
     )
     contenders = [*losses, LAMBDAMART] if config.lambdamart else list(losses)
-    parts = len(groups) + config.lambdamart  # of each fold
+    tested = ["; ".join(str(losses[k].expression) for k in group.places) for group in groups]
+    tested += [LAMBDAMART.name] * config.lambdamart
+    parts = len(tested)  # of each fold
     folds = []
     for number, fold in enumerate(dataset.folds):
 
@@ -162,8 +164,10 @@ def run_effectiveness(
                 on_progress(f"fold {name}", (number + share) / len(dataset.folds))
 
         checkpoints = [
-            PartCheckpoints(folder, number * parts + k, config.max_steps // config.block_steps)
-            for k in range(parts)
+            PartCheckpoints(
+                folder, number * parts + k, names, config.max_steps // config.block_steps
+            )
+            for k, names in enumerate(tested)
         ]
         data = partial(FoldData, fold, shapes, config.features, mesh, placement)
         folds.append(_test_fold(fold, data, max_label, groups, config, checkpoints, tell))

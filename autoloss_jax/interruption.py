@@ -28,9 +28,9 @@ SHARE = 0.02
 class PartCheckpoints:
     """The checkpoints of one part of a test; without a run folder nothing is kept."""
 
-    def __init__(self, folder: RunFolder | None, part: int, blocks: int) -> None:
-        """part: its number; blocks: how many its training has at most."""
-        self._part, self._blocks = part, blocks
+    def __init__(self, folder: RunFolder | None, part: int, losses: str, blocks: int) -> None:
+        """part: its number; losses: which ones it tests; blocks: how many it trains at most."""
+        self._part, self._losses, self._blocks = part, losses, blocks
         self._training = folder and folder.checkpoints(TRAINING)
         self._finished = folder and folder.checkpoints(TESTED, kept=None)
         self._is_kept = processes.from_first(lambda: folder is not None)
@@ -43,7 +43,7 @@ class PartCheckpoints:
 
         def read(finished: Checkpoints) -> dict[str, Any] | None:
             state = finished.read(self._part)
-            return state and {"state": encode_state(state)}
+            return {"state": encode_state(state["tested"])} if self._is_own(state) else None
 
         found = processes.from_first(lambda: self._finished and read(self._finished))
         if not found:
@@ -54,7 +54,8 @@ class PartCheckpoints:
     def finish(self, tested: list[Tested]) -> None:
         """Keeps what the part has shown."""
         if self._finished:
-            self._finished.save(self._part, [_as_state(one) for one in tested])
+            states = [_as_state(one) for one in tested]
+            self._finished.save(self._part, {"losses": self._losses, "tested": states})
 
     # --- a part that is training ---
 
@@ -62,11 +63,14 @@ class PartCheckpoints:
         """After how many blocks the part's training was saved, and as what; None if it was not."""
 
         def read(training: Checkpoints) -> dict[str, Any] | None:
-            number, state = training.latest(template) or (0, None)
-            block = number - self._part * self._blocks
-            if not 0 < block <= self._blocks:  # of an earlier part
+            saved = training.latest({"losses": "", "runs": template})
+            if saved is None:
                 return None
-            return {"block": block, "state": encode_state(state)}
+            number, state = saved
+            block = number - self._part * self._blocks
+            if not 0 < block <= self._blocks or not self._is_own(state):  # of an earlier part
+                return None
+            return {"block": block, "state": encode_state(state["runs"])}
 
         found = processes.from_first(lambda: self._training and read(self._training))
         if not found:
@@ -90,9 +94,17 @@ class PartCheckpoints:
         started = time.monotonic()
         content = state()  # in every process, for each has a part of it
         if self._training:
-            self._training.save(self._part * self._blocks + block, content)
+            number = self._part * self._blocks + block
+            self._training.save(number, {"losses": self._losses, "runs": content})
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - started
+
+    def _is_own(self, state: dict[str, Any] | None) -> bool:
+        """Whether a checkpoint is of these losses: the finalists may have been found again."""
+        if state is not None and state["losses"] != self._losses:
+            logging.warning("a checkpoint of part %d is of other losses: not used", self._part)
+            return False
+        return state is not None
 
 
 def _as_state(tested: Tested) -> dict[str, Any]:

@@ -226,8 +226,22 @@ def test_a_checkpoint_is_due_when_it_costs_little_of_the_time_since_the_last(mon
         return {"a": 1}
 
     with RunFolder.open(tmp_path, {}) as folder:
-        part = interruption.PartCheckpoints(folder, 0, 1000)
+        part = interruption.PartCheckpoints(folder, 0, "mse", 1000)
         for block in range(1, 200):
             now[0] += 1.0
             part.offer(block, state)
     assert saved == [11.0, 62.0, 113.0, 164.0]  # after 10 seconds, then every 50
+
+
+def test_checkpoints_of_other_losses_are_not_used(tmp_path, caplog):
+    with RunFolder.open(tmp_path, {}) as folder:
+        part = interruption.PartCheckpoints(folder, 1, "mse; softmax", 10)
+        part.save(3, lambda: {"a": 1})
+        part.finish([])
+        assert part.latest({"a": 0}) == (3, {"a": 1})
+        assert part.tested() == []
+        other = interruption.PartCheckpoints(folder, 1, "mse; ranknet", 10)
+        assert other.latest({"a": 0}) is None
+        assert other.tested() is None
+        assert caplog.text.count("a checkpoint of part 1 is of other losses: not used") == 2
+        assert interruption.PartCheckpoints(folder, 2, "mse", 10).latest({"a": 0}) is None
