@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
+from jax import monitoring
 from rich.console import Console
 from rich.table import Table
 
@@ -38,6 +39,8 @@ _RUNS = flags.DEFINE_integer("runs", 0, "ends after so many runs; 0: after --hou
 _OUT = flags.DEFINE_string("out", None, "folder of runs.jsonl and report.json", required=True)
 _DATA = flags.DEFINE_string("data", None, "LETOR text; by default synthetic queries")
 _SEED = flags.DEFINE_integer("seed", 0, "of the first run; each takes the next", 0)
+_PROPOSERS = flags.DEFINE_list("proposers", ["random", "evolution", "controller"], "in turn")
+_MODELS = flags.DEFINE_list("models", ["linear", "mlp"], "in turn")
 _WARM_UP = flags.DEFINE_float("warm_up", 0.2, "share of the time that the slopes leave out", 0, 0.9)
 
 REPEATED = 12  # every so many runs the first one again
@@ -51,7 +54,18 @@ HOSTILE = (  # no value, a constant, exploding gradients, all documents alike
     "mean_i(square(s_i) * 1e30)",
 )
 CONSOLE = Console(width=160, highlight=False)
-HELD = ("descriptors", "threads", "children", "temporary_files", "live_arrays", "programs")
+HELD = (
+    "descriptors",
+    "threads",
+    "children",
+    "temporary_files",
+    "live_arrays",
+    "programs",
+    "compiled",
+)
+
+
+_compiled: list[str] = []  # one event for each program that was compiled, or read from the cache
 
 
 class _Stop(Exception):
@@ -62,9 +76,9 @@ def _config(run: int) -> al.SearchConfig:
     """A small search, of every kind in turn."""
     return al.SearchConfig(
         budget=24,
-        proposer=("random", "evolution", "controller")[run % 3],
+        proposer=_PROPOSERS.value[run % len(_PROPOSERS.value)],
         schedule=("from_scratch", "alternating")[run // 3 % 2],
-        model=("linear", "mlp")[run // 6 % 2],
+        model=_MODELS.value[run // 6 % len(_MODELS.value)],
         seed=_SEED.value + run,
         proposals=16,
         hall_of_fame=4,
@@ -172,7 +186,13 @@ def _held(temporary: Path, cache: Path) -> dict[str, Any]:
         "live_arrays": len(arrays),
         "live_megabytes": sum(array.nbytes for array in arrays) / 2**20,
         "programs": len(jax.local_devices()[0].client.live_executables()),
+        "compiled": len(_compiled),
     }
+
+
+def _note_compilation(event: str, duration: float, **_: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(event)
 
 
 # --- what that says ---
@@ -239,6 +259,7 @@ def _soak(out: Path, temporary: Path) -> None:
         else al.synthetic(num_queries=100, num_features=8, list_length=(4, 12))
     )
     set_compilation_cache(str(out / "cache"))
+    monitoring.register_event_duration_secs_listener(_note_compilation)
     logging.set_verbosity(logging.WARNING)
     begun_as = {"seed": _SEED.value, "data": dataset.name, "environment": fingerprint()}
     write_json(out / "begun.json", begun_as)
