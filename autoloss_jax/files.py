@@ -112,6 +112,33 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise AutolossError(f"{path} is damaged: expected JSON, but {error}") from error
 
 
+def differences(one: Any, other: Any, words: tuple[str, str]) -> list[str]:
+    """One line per dotted key whose value differs between two JSON values.
+
+    words: what the values are called, as in ("stored", "given").
+    """
+    old, new = _flatten(one), _flatten(other)
+
+    def show(side: dict[str, Any], key: str) -> str:
+        return json.dumps(side[key]) if key in side else "absent"
+
+    return [
+        f"{key or 'all'}: {words[0]} {show(old, key)}, {words[1]} {show(new, key)}"
+        for key in dict.fromkeys([*old, *new])
+        if show(old, key) != show(new, key)
+    ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays of numbers, booleans or text as an `.npz` file, atomically.
 

@@ -5,12 +5,15 @@ the devices, and meets the others in collectives. Only the first one writes file
 depends on files, it reads and tells the others (`from_first`).
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -19,7 +22,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.files import to_jsonable
+from autoloss_jax.files import differences, to_jsonable
 
 Result = TypeVar("Result")
 
@@ -32,7 +35,15 @@ _steps = itertools.count(1)
 
 
 class Preempted(BaseException):
-    """A process was asked to stop (SIGTERM), and all of them stop at the same step."""
+    """A process was asked to stop, and all of them stop at this step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class SharedError(AutolossError):
+    """Every process raises it at the same time, so none waits for another."""
 
 
 def launcher(environment: dict[str, str] | None = None) -> str | None:
@@ -93,20 +104,37 @@ def start(
             return
     # Concerns CPU devices only, which exchange nothing by default.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = coordinator_address or f"the one that {found} names"
+    failure = f"could not join the other processes at {where}"
+    expected = f"expected all of them to start within {START_TIMEOUT} seconds"
     try:
-        jax.distributed.initialize(
-            **given,  # type: ignore[arg-type]
-            cluster_detection_method=None if missing else "deactivate",
-            initialization_timeout=START_TIMEOUT,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
-        )
+        with _given_up_after(START_TIMEOUT, f"{failure}; {expected}"):
+            jax.distributed.initialize(
+                **given,  # type: ignore[arg-type]
+                cluster_detection_method=None if missing else "deactivate",
+                initialization_timeout=2 * START_TIMEOUT,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+            )
     except (RuntimeError, ValueError) as error:
-        where = coordinator_address or f"the one that {found} names"
-        raise AutolossError(
-            f"could not join the other processes at {where}: {str(error).splitlines()[0]}; "
-            f"expected all of them to start within {START_TIMEOUT} seconds"
-        ) from error
+        raise AutolossError(f"{failure}: {str(error).splitlines()[0]}; {expected}") from error
+
+
+@contextlib.contextmanager
+def _given_up_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process if this lasts longer; JAX itself would abort, with a dump of its stack."""
+
+    def give_up() -> None:
+        print(f"autoloss: {message}", file=sys.stderr)
+        _end(2)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _check(coordinator_address: str, num_processes: int, process_id: int) -> None:
@@ -174,7 +202,7 @@ def from_first(read: Callable[[], Result]) -> Result:
             told = {"error": str(error)}
     first = json.loads(gather(json.dumps(told))[0])
     if "error" in first:
-        raise AutolossError(first["error"])
+        raise SharedError(first["error"])
     result: Result = first["result"]
     return result
 
@@ -194,10 +222,10 @@ def together(work: Callable[[], Result]) -> Result:
         refusal = str(error)
     refusals = gather(refusal)
     if refusal:
-        raise AutolossError(refusal)
+        raise SharedError(refusal)
     for process, other in enumerate(refusals):
         if other:
-            raise AutolossError(f"process {process} ended: {other}")
+            raise SharedError(f"process {process} ended: {other}")
     return result[0]
 
 
@@ -209,23 +237,36 @@ def agree(what: str, value: Any) -> None:
     """
     if not several():
         return
-    digest = hashlib.sha256(json.dumps(to_jsonable(value), sort_keys=True).encode()).hexdigest()
-    digests = gather(digest)
-    for process, other in enumerate(digests):
-        if other != digests[0]:
-            raise AutolossError(
-                f"process {process} has another {what} than process 0; expected the same command "
-                "on the same data, versions and kind of machine"
-            )
+    text = json.dumps(to_jsonable(value), sort_keys=True)
+    digests = gather(hashlib.sha256(text.encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    values = [json.loads(text) for text in gather(text)]
+    process = next(k for k, value in enumerate(values) if value != values[0])
+    found = differences(values[0], values[process], ("process 0", f"process {process}"))
+    lines = [line if len(line) < 200 else line[:200] + "..." for line in found]
+    raise SharedError(
+        f"process {process} has another {what} than process 0; expected the same command "
+        "on the same data, versions and kind of machine. They differ in\n  " + "\n  ".join(lines)
+    )
 
 
 def stop_together() -> None:
-    """A point at which all processes stop, if one of them was asked to by SIGTERM.
+    """A point at which all processes stop, if one of them was asked to.
 
     Raises Preempted. One process alone has its signal handler for that.
     """
-    if several() and multihost_utils.reached_preemption_sync_point(next(_steps)):
-        raise Preempted
+    step = next(_steps)
+    if several() and multihost_utils.reached_preemption_sync_point(step):
+        raise Preempted(step)
+
+
+def ask_to_stop() -> bool:
+    """Asks all processes to stop together, as SIGTERM does; False if this is the only one."""
+    if not joined():
+        return False
+    os.kill(os.getpid(), signal.SIGTERM)  # JAX has taken its handler
+    return True
 
 
 def prefix() -> str:
@@ -234,12 +275,19 @@ def prefix() -> str:
     return f"process {number}: " if number else ""
 
 
-def leave(status: int) -> None:
-    """Ends this process at once if it has failed and others would wait for it to finish.
+def leave(status: int, *, together: bool) -> None:
+    """Ends this process with a status other than 0, if it is one of several.
 
-    They then learn of it from the connections that break, or from the missing heartbeat.
+    together: all of them end now, so each waits until all are here: who sees another one go first
+    would report it as lost. Otherwise it ends at once, as the others would wait for it; they learn
+    of it from the connections that break, or from the missing heartbeat.
     """
-    if status and joined():
+    if not joined():
+        return
+    if together:
+        with contextlib.suppress(RuntimeError):
+            jax.distributed.shutdown()
+    if status:
         _end(status)
 
 

@@ -29,6 +29,7 @@ from autoloss_jax.checkpoints import KEPT, Checkpoints
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import (
     append_ledger,
+    differences,
     read_json,
     read_ledger,
     repair_ledger,
@@ -94,30 +95,6 @@ def fingerprint() -> dict[str, Any]:
         **count,
         "cpu": _cpu(),
     }
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
-    return flat
-
-
-def _differences(stored: Any, given: Any, given_word: str) -> list[str]:
-    """One line per dotted key whose value differs between two JSON values."""
-    old, new = _flatten(stored), _flatten(given)
-
-    def show(side: dict[str, Any], key: str) -> str:
-        return json.dumps(side[key]) if key in side else "absent"
-
-    return [
-        f"{key or 'all'}: stored {show(old, key)}, {given_word} {show(new, key)}"
-        for key in dict.fromkeys([*old, *new])
-        if show(old, key) != show(new, key)
-    ]
 
 
 def _now() -> str:
@@ -234,22 +211,22 @@ def _stored_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_config(folder: Path, stored: dict[str, Any], config: Any) -> None:
-    differences = _differences(stored["config"], config, "given")
-    if differences:
+    found = differences(stored["config"], config, ("stored", "given"))
+    if found:
         raise AutolossError(
             f"{folder} holds a run of another configuration; expected the same settings or "
-            "another folder. They differ in\n  " + "\n  ".join(differences)
+            "another folder. They differ in\n  " + "\n  ".join(found)
         )
 
 
 def _note_fingerprint(folder: Path, stored: dict[str, Any], current: dict[str, Any]) -> None:
     """Warns if this run went on somewhere else, and records where, once for each change."""
-    differences = _differences(stored["fingerprint"], current, "now")
-    if differences:
+    found = differences(stored["fingerprint"], current, ("stored", "now"))
+    if found:
         logging.warning(
             "%s was begun in another environment, so its last digits may differ:\n  %s",
             folder,
-            "\n  ".join(differences),
+            "\n  ".join(found),
         )
     resumed_with = stored.get("resumed_with", [])
     last = resumed_with[-1]["fingerprint"] if resumed_with else stored["fingerprint"]

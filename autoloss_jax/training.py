@@ -28,6 +28,10 @@ from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
 
+PROGRAMS_KEPT = 16
+"""Trainings whose compiled programs a process keeps, so that equal ones compile once. Each takes
+some ten megabytes, and XLA gives back not all of that of a program that is dropped."""
+
 _RUNS = P(None, "candidates")  # the layout of what leads with [replicates, runs]
 _EACH = P("candidates")  # and of what leads with [runs]
 
@@ -188,6 +192,7 @@ def _take(bucket: ListBatch, rows: Any, valid: Any) -> ListBatch:
     return ListBatch(bucket.features[rows], bucket.labels[rows], bucket.mask[rows] & valid[:, None])
 
 
+@lru_cache(maxsize=PROGRAMS_KEPT)
 def exact_score_gradient(loss: Expression) -> ScoreGradient:
     """The gradient of one fixed loss, through the exact path; the `loss` of the run is ignored."""
     loss_fn = compile_loss(loss)
@@ -321,6 +326,7 @@ def fetch(x: Array | np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
+@lru_cache(maxsize=PROGRAMS_KEPT)
 def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., RunState]:
     """The compiled training of many runs; call it again to train on.
 
@@ -354,6 +360,7 @@ def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., RunState]:
     )
 
 
+@lru_cache(maxsize=PROGRAMS_KEPT)
 def evaluate_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., Array]:
     """The compiled evaluation of many runs.
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
 
 from autoloss_jax import processes
 from autoloss_jax.cli.commands import execute
@@ -19,7 +18,7 @@ _HELP = ("--help", "-h", "--helpfull", "-help")
 
 
 class _Stopped(BaseException):
-    """A signal asked to stop; the argument is its number."""
+    """A signal asked to stop."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,40 +28,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv if argv is None else argv)[1:]
     try:
-        status = _run(arguments)
+        status, together = _run(arguments)
     except Exception:
         if not processes.joined():
             raise
         traceback.print_exc()
-        status = 1
-    if status:
-        processes.leave(status)
+        status, together = 1, False
+    processes.leave(status, together=together)
     return status
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> tuple[int, bool]:
+    """The exit status, and whether all processes end with it, if there are several."""
     going_on: list[str] = []
+    received: list[int] = []
     try:
-        with _signals():
+        with _signals(received):
             _dispatch(arguments, going_on)
             sys.stdout.flush()
     except AutolossError as error:
-        return _fail(2, f"autoloss: {error}")
+        return _fail(2, f"autoloss: {error}"), isinstance(error, processes.SharedError)
     except BrokenPipeError:  # as in `autoloss losses | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + signal.SIGPIPE, False
     except OSError as error:
         hint = f"; to go on, once that is mended: {going_on[0]}" if going_on else ""
-        return _fail(1, f"autoloss: {error}{hint}")
+        return _fail(1, f"autoloss: {error}{hint}"), False
     except (_Stopped, processes.Preempted) as stopped:
-        number = signal.Signals(stopped.args[0] if stopped.args else signal.SIGTERM)
+        number = signal.Signals(received[0] if received else signal.SIGTERM)
+        where, all_stop = "", False
+        if isinstance(stopped, processes.Preempted):
+            where, all_stop = f", all processes at step {stopped.step}", True
         hint = f"; to go on: {going_on[0]}" if going_on else ", before anything was begun"
-        return _fail(128 + number, f"autoloss: stopped by {number.name}{hint}")
+        return _fail(128 + number, f"autoloss: stopped by {number.name}{where}{hint}"), all_stop
     except Exception as error:
         if not processes.lost(error):
             raise
-        return _fail(1, f"autoloss: another process is gone, so this one ends too: {error}")
-    return 0
+        hint = f"; to go on: {going_on[0]}" if going_on else ""
+        reason = str(error).partition("\n")[0]
+        message = f"autoloss: another process is gone, so this one ends too ({reason}){hint}"
+        return _fail(1, message), False
+    return 0, True
 
 
 def _dispatch(arguments: list[str], going_on: list[str]) -> None:
@@ -97,12 +103,17 @@ def _fail(status: int, message: str) -> int:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into _Stopped; a second one ends the process at once."""
+def _signals(received: list[int]) -> Iterator[None]:
+    """Turns Ctrl-C and SIGTERM into _Stopped; a second one ends the process at once.
 
-    def stop(number: int, frame: object) -> NoReturn:
+    Of several processes all stop together, at their next meeting: there JAX has taken SIGTERM.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        raise _Stopped(number)
+        if not processes.ask_to_stop():
+            raise _Stopped
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers

@@ -83,9 +83,11 @@ def _work(command: str, arguments: Sequence[str], values: flags.FlagValues, go_o
             handler.setLevel(std_logging.ERROR)
         own = processes.from_first(lambda: has_finalists(command, values.out))
         plan = processes.together(lambda: make_plan(command, arguments, values, own))
-        set_compilation_cache(values.compilation_cache)
+        processes.together(lambda: set_compilation_cache(values.compilation_cache))
         environment = {"interpreter": interpreter_in_use(plan.search.proxy.truncation_level)}
-        processes.agree("configuration", [plan.described(), fingerprint(), environment])
+        processes.agree(
+            "configuration", plan.described() | {"machine": fingerprint() | environment}
+        )
         with open_run(
             plan.out, plan.described(), about=plan.about(), environment=environment
         ) as folder:

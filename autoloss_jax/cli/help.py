@@ -81,10 +81,11 @@ _EXAMPLES = {
 STATUSES = """\
 Exit status:
   0    done
-  1    something else went wrong, such as a full disk
+  1    something else went wrong, such as a full disk, or another process of the run is gone
   2    bad input: data, flags, formulas, a folder in use or of another configuration, or a canary
        that failed; one message says what was given and what was expected
-  130  stopped by Ctrl-C, 143 by SIGTERM; the same command goes on"""
+  130  stopped by Ctrl-C, 143 by SIGTERM; the same command goes on
+  134  another process of the run is gone, as JAX found (it then aborts)"""
 
 
 def overview() -> str:

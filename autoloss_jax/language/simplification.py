@@ -53,9 +53,11 @@ _NOT_NEGATIVE = ("exp", "square", "abs", "sigmoid", "softplus", "relu", "sqrt")
 _DIFFERENCE = apply("sub", leaf("s_i"), leaf("s_j"))
 _ONE = literal(1.0)
 _MAX_PASSES = 50
+_KEPT = 10_000
+"""Results that each cache keeps: those of the formulas of some rounds, about 15 MB."""
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=_KEPT)
 def simplify(expression: Expression) -> Expression:
     """The canonical form of an expression: simplifying it again changes nothing.
 
@@ -272,7 +274,7 @@ def _with_difference(terms: _Terms) -> _Terms:
     return rest | {s_i: mine, s_j: other}
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=_KEPT)
 def _flip(node: Expression) -> Expression | None:
     """The negative of `node` if it is written with no more symbols: `y - x` for `x - y`."""
     if _is_difference(node):
