@@ -288,7 +288,7 @@ class _Parser:
             )
         for keyword in node.keywords:
             if keyword.arg != "where" or name not in REDUCTIONS or len(node.keywords) > 1:
-                given = f"got {keyword.arg}=" if keyword.arg else "got **"
+                given = f"got {_shorten(keyword.arg)}=" if keyword.arg else "got **"
                 raise self._error(
                     node, f"only reductions take a keyword, and only one, where=; {given}"
                 )
