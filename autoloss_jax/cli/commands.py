@@ -27,7 +27,7 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import interpreter_in_use, using_interpreter
 from autoloss_jax.explain import explain
 from autoloss_jax.export import export_source, write_best_loss
-from autoloss_jax.files import read_json, write_json
+from autoloss_jax.files import printable, read_json, write_json
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED
 from autoloss_jax.profile import PROFILE_FILE, Profile, profile_table
@@ -194,7 +194,7 @@ def _conclude(folder: RunFolder) -> None:
     lines = [verdict, f"Best found loss: {best['formula']}" if best else "No loss was found."]
     for line in [*lines, *map(str, paths)]:
         if line:
-            print(line)
+            print(printable(line))
 
 
 def _console() -> Console:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from unittest import mock
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -286,18 +285,19 @@ def test_values_and_gradients_are_finite_at_extremes(scale):
 
 def test_new_candidates_never_compile_again():
     scores, labels, mask = padded_batch()
-    chex.clear_trace_counter()
+    traced = []
 
     # jit traces what it is about to compile, and only that.
     @jax.jit
-    @chex.assert_max_traces(n=1)
     def step(programs, scores, labels, mask):
+        traced.append(1)
         return batched_loss(programs, scores, labels, mask)
 
     for seed in range(4):
         programs = encode(random_expressions(jax.random.key(seed), GROUP))
         step(programs, spread(scores), labels, mask)
     step(encode(group()), spread(scores), labels, mask)
+    assert len(traced) == 1
 
 
 def test_candidates_do_not_disturb_each_other():

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.expressions import (
     MAX_DEPTH,
-    MAX_SIZE,
     MAX_TEXT,
     Expression,
     apply,
@@ -188,7 +187,7 @@ def test_a_loss_has_no_free_index(text, free):
         ("mean_i(s_i if n else 1)", 8, "'s_i if n else 1'", "expected numbers, names"),
         ("mean_i((a := 1))", 11, "':'", "expected ASCII letters"),
         ("mean_i(s_i for i in n)", 7, "'(s_i for i in n)'", "expected numbers, names"),
-        ("mean_i(f'{s_i}')", 9, "character \"'\"", "expected ASCII letters"),
+        ("mean_i(f'{s_i}')", 9, 'character "\'"', "expected ASCII letters"),
         ("n.append(1)", 1, "'n.append'", "expected the name of a function"),
         ("mean_i(s_i)(1)", 1, "'mean_i(s_i)'", "expected the name of a function"),
         ("mean_i(n # s)", 10, "'#'", "expected ASCII letters"),
