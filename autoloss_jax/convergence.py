@@ -37,6 +37,7 @@ from autoloss_jax.language.expressions import Expression
 from autoloss_jax.models import make_model
 from autoloss_jax.trainer import Runs, Trainer
 from autoloss_jax.training import (
+    FAULTS,
     RankerTraining,
     exact_score_gradient,
     init_run,
@@ -153,6 +154,7 @@ class Converged(NamedTuple):
     converged: bool  # whether patience ended their training, and not max_steps
     validation: float  # mean of the metric over seeds and queries
     params: Any  # [seeds, ...]; None if no learning rate kept every seed finite
+    reason: str = ""  # then why, one of FAULTS
 
 
 def group_losses(
@@ -237,7 +239,10 @@ class LossGroup:
             best_step = np.where(better, step, best_step)
             best = trainer.choose(better, _params(runs), best)
             tell(step / config.max_steps)
-        return [self._chosen(k, best, best_value, best_step) for k in range(len(self.places))]
+        faults = trainer.faults(runs)[0]
+        return [
+            self._chosen(k, best, best_value, best_step, faults) for k in range(len(self.places))
+        ]
 
     def _occupy(self) -> tuple[Any, np.ndarray]:
         """The losses and learning rates of all slots; the last ones only fill a batch."""
@@ -248,14 +253,17 @@ class LossGroup:
         return programs, np.array(rates, np.float32)[run % len(rates)]
 
     def _chosen(
-        self, loss: int, params: list[Any], values: np.ndarray, steps: np.ndarray
-    ) -> Converged:
+        self, loss: int, params: list[Any], values: np.ndarray, steps: np.ndarray,
+        faults: np.ndarray,
+    ) -> Converged:  # fmt: skip
         """The learning rate that is best on validation, over all seeds."""
         config, rates = self._config, self._config.learning_rates
         runs = range(loss * len(rates), (loss + 1) * len(rates))
         chosen = max(runs, key=lambda run: values[:, run].mean())
         if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
-            return Converged(float("nan"), [], False, float("-inf"), None)
+            # A run may be well after its last step, and not finite on validation queries.
+            reason = FAULTS[int(faults[:, runs].max()) or 2]
+            return Converged(float("nan"), [], False, float("-inf"), None, reason)
         return Converged(
             rates[runs.index(chosen)],
             steps[:, chosen].tolist(),

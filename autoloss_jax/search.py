@@ -520,7 +520,7 @@ def _trained(outcome: Outcome, seconds: float, own_metric: bool) -> dict[str, An
     failed = not np.isfinite(outcome.reward)
     return {
         "status": "failed" if failed else "trained",
-        "reason": "the model turned non-finite" if failed else "",
+        "reason": outcome.reason,
         "reward": None if failed else outcome.reward,
         "reward_se": None if failed else outcome.reward_se,
         "metric" if own_metric else "ndcg": None if failed else outcome.ndcg,

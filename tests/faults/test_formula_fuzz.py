@@ -41,7 +41,7 @@ from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, resolve_loss
 
 SECONDS = 10
-"""The most that one text may take. A thousandth of it is usual; the machine may be busy."""
+"""The most of the processor that one text may take. A thousandth of it is usual."""
 MEGABYTES = 16
 """The most memory that one text may take at its peak."""
 
@@ -204,18 +204,18 @@ def hostile_texts(count: int, seed: int) -> Iterator[str]:
 
 @contextmanager
 def bounded(text: str) -> Iterator[None]:
-    """Within SECONDS. Unlike a thread's, a signal's interruption ends any Python code."""
+    """Within SECONDS, by a signal, which interrupts any Python code, and again if that goes on."""
 
     def stop(*_: object) -> None:
         raise AssertionError(f"longer than {SECONDS} s: {text[:500]!r}")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, 1.0)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def read(text: str) -> Expression | None:

@@ -136,7 +136,10 @@ def _test_note(content: Mapping[str, Any]) -> str:
         parts.append(f"Seeds per loss: {seeds}.")
     failed = content.get("failed")
     if isinstance(failed, list) and failed:
-        parts.append(f"Not shown, since training broke down: {', '.join(map(str, failed))}.")
+        reasons = content.get("failure_reasons")
+        why = reasons if isinstance(reasons, dict) else {}
+        names = [f"{name} ({why[name]})" if why.get(name) else str(name) for name in failed]
+        parts.append(f"Not shown, since training broke down: {', '.join(names)}.")
     return " ".join(parts)
 
 
