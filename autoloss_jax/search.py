@@ -23,7 +23,7 @@ from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import read_json, write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import from_tokens
-from autoloss_jax.language.parsing import parse
+from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, resolve_loss
 from autoloss_jax.metrics import MetricPerQuery
@@ -95,7 +95,10 @@ class SearchConfig:
             )
         make_model(self.model)
         make_proposer(self.proposer, max_tokens=self.max_tokens)
-        encode([resolve_loss(self.reference)])
+        try:
+            encode([resolve_loss(self.reference)])
+        except AutolossError as error:
+            raise AutolossError(f"reference is refused: {error}") from error
         self.proxy.check()
         for name in ("budget", "proposals", "hall_of_fame", "fresh_seeds", "finalists"):
             if getattr(self, name) < 1:
@@ -243,14 +246,20 @@ def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / FINALISTS_FILE
     if not path.exists():
         return None
-    return {"finalists": read_json(path)["finalists"], "records": folder.read_ledger()}
+    content = read_json(path)
+    try:
+        finalists = [
+            [str(parse_stored(f["formula"], f"finalist {k}")),
+             *(float(f[name]) for name in ("reward", "reward_se", "selection_reward"))]
+            for k, f in enumerate(content["finalists"], start=1)
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise AutolossError(f"{path} is damaged: expected finalists, but {error!s}") from error
+    return {"finalists": finalists, "records": folder.read_ledger()}
 
 
 def _finished(content: dict[str, Any]) -> SearchResult:
-    finalists = [
-        Finalist(parse(f["formula"]), f["reward"], f["reward_se"], f["selection_reward"])
-        for f in content["finalists"]
-    ]
+    finalists = [Finalist(parse(formula), *figures) for formula, *figures in content["finalists"]]
     return SearchResult(finalists, content["records"])
 
 

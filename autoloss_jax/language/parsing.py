@@ -24,7 +24,7 @@ CHARACTERS = "_ . ( ) , + - * / < > = !"
 _UNEXPECTED = re.compile(rf"[^A-Za-z0-9 \t\n\r{re.escape(CHARACTERS)}]")
 # Everything that begins as a number does, and what a whole number may be. Python itself takes
 # `1or 2` apart, with a warning.
-_NUMBER_LIKE = re.compile(r"(?<![\w.])(?:0[xX]\w*|\.?\d(?:[eE][+-]?(?=\d)|[\w.])*)", re.ASCII)
+_NUMBER_LIKE = re.compile(r"(?<!\w)(?:0[xX]\w*|\.?\d(?:[eE][+-]?(?=\d)|[\w.])*)", re.ASCII)
 _DIGITS = r"\d(?:_?\d)*"
 _NUMBER = re.compile(
     rf"0[xX](?:_?[\da-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+"
@@ -109,6 +109,18 @@ def as_loss(loss: Expression | str) -> Expression:
             f"'{loss}' is not a loss: expected no free index, got {', '.join(sorted(loss.indices))}"
         )
     return loss
+
+
+def parse_stored(formula: object, place: str) -> Expression:
+    """The loss of a formula that a file or a flag holds.
+
+    Raises:
+      AutolossError: it is no loss; says where it stands.
+    """
+    try:
+        return parse(formula)  # type: ignore[arg-type]  # which it refuses itself
+    except AutolossError as error:
+        raise AutolossError(f"{place}: {error}") from error
 
 
 def parse_expression(text: str) -> Expression:

@@ -193,6 +193,7 @@ def test_a_loss_has_no_free_index(text, free):
         ("mean_i(n # s)", 10, "'#'", "expected ASCII letters"),
         ("mean_i(1or 2)", 8, "'1or'", "expected a number"),
         ("mean_i(0xfor n)", 8, "'0xfor'", "expected a number"),
+        ("mean_i(n..1e4for n)", 10, "'.1e4for'", "expected a number"),
         ("mean_i(1__0)", 8, "'1__0'", "expected a number"),
         ("mean_i(True)", 8, "'True'", "expected a number"),
         ("mean_i(None)", 8, "'None'", "expected a number"),
