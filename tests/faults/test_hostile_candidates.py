@@ -6,6 +6,7 @@ from: a loss that holds a marked number gets another gradient.
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -134,6 +135,11 @@ def test_every_kind_of_failure_is_told_apart(rounds):
             assert outcome.reason in FAILURES
             assert (outcome.reward, outcome.reward_se) == (-np.inf, np.inf)
             assert np.isnan(outcome.ndcg)
+
+
+def test_the_documentation_has_every_reason():
+    page = (Path(__file__).parents[2] / "docs" / "run_folder.md").read_text()
+    assert [why for why in FAILURES if f"| {why} |" not in page] == []
 
 
 def test_neighbours_of_hostile_losses_keep_every_bit(rounds):
