@@ -13,7 +13,7 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data
-from autoloss_jax.language.parsing import parse
+from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.profile import Profile
 from autoloss_jax.screening import Directions, Probe, Screening, screen
@@ -88,12 +88,15 @@ class Candidates:
             return screen(losses, self._probe)
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Knows again what a ledger's records say."""
+        """Knows again what a ledger's records say. Raises AutolossError for what it cannot say."""
         trained = []
-        for record in records:
-            loss = parse(record["formula"])
-            self._rewards[loss] = -np.inf if record["reward"] is None else record["reward"]
-            if record["status"] in ("trained", "failed"):
+        for number, record in enumerate(records, start=1):
+            place = f"ledger.jsonl, line {number}"
+            loss, reward = parse_stored(record.get("formula"), place), record.get("reward")
+            if isinstance(reward, bool) or not isinstance(reward, int | float | None):
+                raise AutolossError(f"{place}: reward is {reward!r}, expected a number or null")
+            self._rewards[loss] = -np.inf if reward is None else reward
+            if record.get("status") in ("trained", "failed"):
                 trained.append(loss)
         for loss, verdict in zip(trained, self._screen(trained), strict=True):
             self._directions.add(str(loss), verdict.direction)

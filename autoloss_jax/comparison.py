@@ -40,6 +40,7 @@ class Tested(NamedTuple):
     test: dict[str, np.ndarray]  # by metric: f64[queries], mean over seeds, NaN where undefined
     scores: np.ndarray | None = None  # f32[seeds, documents], where they are to be kept
     settings: Mapping[str, Any] | None = None  # of the reference, as validation chose them
+    reason: str = ""  # why there is no figure, if there is none
 
 
 def compare(
@@ -98,6 +99,11 @@ def compare(
         "empty_queries": int(undefined.sum()),
         "tie_tolerance": TIE_TOLERANCE,
         "failed": [c.name for c in failed],
+        "failure_reasons": {
+            c.name: next((fold[k].reason for fold in folds if fold[k].reason), "")
+            for k, c in enumerate(losses)
+            if k not in worked
+        },
     }
 
 

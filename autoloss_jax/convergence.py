@@ -39,6 +39,7 @@ from autoloss_jax.language.expressions import Expression
 from autoloss_jax.models import make_model
 from autoloss_jax.trainer import Runs, Trainer
 from autoloss_jax.training import (
+    FAULTS,
     RankerTraining,
     exact_score_gradient,
     init_run,
@@ -155,6 +156,7 @@ class Converged(NamedTuple):
     converged: bool  # whether patience ended their training, and not max_steps
     validation: float  # mean of the metric over seeds and queries
     params: Any  # [seeds, ...]; None if no learning rate kept every seed finite
+    reason: str = ""  # then why, one of FAULTS
 
 
 class Convergence(NamedTuple):
@@ -254,7 +256,8 @@ class LossGroup:
             )  # fmt: skip
             checkpoints.offer(step // config.block_steps, partial(self._state, now))
             tell(step / config.max_steps)
-        return [self._chosen(k, now) for k in range(len(self.places))]
+        faults = trainer.faults(now.runs)[0]
+        return [self._chosen(k, now, faults) for k in range(len(self.places))]
 
     # --- stopping and going on ---
 
@@ -298,14 +301,16 @@ class LossGroup:
         programs = encode([losses[k] for k in run // len(rates)]) if losses else None
         return programs, np.array(rates, np.float32)[run % len(rates)]
 
-    def _chosen(self, loss: int, now: Convergence) -> Converged:
+    def _chosen(self, loss: int, now: Convergence, faults: np.ndarray) -> Converged:
         """The learning rate that is best on validation, over all seeds."""
         config, rates = self._config, self._config.learning_rates
         values, steps = now.best_value, now.best_step
         runs = range(loss * len(rates), (loss + 1) * len(rates))
         chosen = max(runs, key=lambda run: values[:, run].mean())
         if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
-            return Converged(float("nan"), [], False, float("-inf"), None)
+            # A run may be well after its last step, and not finite on validation queries.
+            reason = FAULTS[int(faults[:, runs].max()) or 2]
+            return Converged(float("nan"), [], False, float("-inf"), None, reason)
         return Converged(
             rates[runs.index(chosen)],
             steps[:, chosen].tolist(),

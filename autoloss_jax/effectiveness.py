@@ -291,8 +291,8 @@ def _read_test(
     test: EvaluationQueries,
     config: EffectivenessConfig,
 ) -> Tested:
-    rate, steps, enough, validation, params = converged
-    tested = Tested(rate, steps, enough, validation, test={})
+    rate, steps, enough, validation, params, reason = converged
+    tested = Tested(rate, steps, enough, validation, test={}, reason=reason)
     if params is None:
         return tested
     scores = []

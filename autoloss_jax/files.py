@@ -88,6 +88,18 @@ def to_jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
 
 
+def printable(text: str) -> str:
+    """A text from elsewhere, fit for a terminal: what is no character to see becomes U+FFFD.
+
+    Line ends stay. Escape sequences, overrides of the writing direction and halves of surrogate
+    pairs could otherwise change what stands around them, or fail to be written.
+
+    >>> printable("red \\x1b[31m")
+    'red \\ufffd[31m'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `to_jsonable(value)` to `path` as indented strict JSON, atomically."""
     write_atomic(path, json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n")
@@ -99,7 +111,10 @@ def _parse_json(text: str | bytes) -> Any:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -151,6 +151,8 @@ LOSSES: dict[str, Expression] = {name: parse(loss.formula) for name, loss in HAN
 """
 LOSSES |= {alias: LOSSES[name] for alias, name in ALIASES.items()}
 
+_LONGEST_NAME = 100  # a longer word is a formula, and refused as one
+
 
 def resolve_loss(name_or_formula: str) -> Expression:
     """The loss of that name, or else the loss that the text is the formula of.
@@ -169,7 +171,7 @@ def resolve_loss(name_or_formula: str) -> Expression:
         word = name_or_formula.strip()
         if word in LOSSES:
             return LOSSES[word]
-        if word.isidentifier() and word not in LEAVES:
+        if word.isidentifier() and word not in LEAVES and len(word) <= _LONGEST_NAME:
             near = difflib.get_close_matches(word.lower(), LOSSES, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise AutolossError(

@@ -33,8 +33,20 @@ from autoloss_jax.feed import Feed
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
 from autoloss_jax.profile import Profile
-from autoloss_jax.trainer import Trainer
-from autoloss_jax.training import RankerTraining, RunState, init_run, program_score_gradient
+from autoloss_jax.trainer import Runs, Trainer
+from autoloss_jax.training import (
+    FAULTS,
+    RankerTraining,
+    RunState,
+    init_run,
+    program_score_gradient,
+)
+
+NO_UPDATE = "its gradient is zero on every batch"
+CONSTANT_SCORES = "its model gives all documents of a query the same score"
+FAILURES = (*FAULTS[1:], NO_UPDATE, CONSTANT_SCORES)
+"""Why a candidate fails, though it was accepted."""
+_TIED_QUERIES = 64  # of each replicate, by which constant scores are known
 
 
 @dataclass(frozen=True)
@@ -88,10 +100,11 @@ class Outcome(NamedTuple):
     """What became of one candidate."""
 
     reward: float  # mean difference to the reference, at most that of any candidate trained longer;
-    # -inf if the run turned non-finite
+    # -inf if it failed
     reward_se: float  # its standard error over the queries
     ndcg: float  # mean over the queries with a relevant document; of another metric if one rewards
     steps: int  # updates it was trained for
+    reason: str  # one of FAILURES if it failed, else ""
     differences: np.ndarray  # f64[queries]: to the reference
 
 
@@ -133,6 +146,7 @@ class ProxyTraining:
         self.metric = metric or partial(ndcg_per_query, k=config.metric_cutoff)
         defined = None if metric is None else self._defined(metric)
         _, self._counted = plan_labels(self.buckets, self._held_out, defined)
+        self._ties = self._measure_ties()
         # Rounds that start from scratch share one seed; others never come back to theirs.
         self.fresh = lru_cache(maxsize=1)(self._init)
         self._plan = lru_cache(maxsize=1)(self._draw)
@@ -143,6 +157,46 @@ class ProxyTraining:
         lists = (ListBatch(*(x[:count] for x in batch)) for batch, count in self.feed.lists())
         defined[np.concatenate(self.buckets.members)] = canaries.check_call(metric, lists)
         return defined
+
+    def _measure_ties(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each replicate, some of its held-out queries, and what constant scores get there.
+
+        Such queries as have labels to tell apart; their places among the values of an evaluation.
+        """
+        queries, ties = self.buckets.queries, []
+        spread = np.array([np.ptp(labels) > 0 for labels in np.split(
+            queries.labels, queries.offsets[1:-1])])  # fmt: skip
+        which = [
+            np.append(members, np.full(count - len(members), -1))[rows]
+            for members, count, rows in zip(
+                self.buckets.members, self.buckets.rows, self._held_out.rows, strict=True
+            )
+        ]
+        flat = np.concatenate(which, axis=-1).reshape(self._counted.shape)
+        for query, counted in zip(flat, self._counted, strict=True):
+            places = np.flatnonzero(counted & spread[query])
+            places = places[:: max(1, len(places) // _TIED_QUERIES)][:_TIED_QUERIES]
+            lists = [queries.labels[slice(*queries.offsets[q : q + 2])] for q in query[places]]
+            longest = max(map(len, lists), default=1)
+            labels = np.array([np.pad(x, (0, longest - len(x))) for x in lists], np.float32)
+            mask = np.array([np.arange(longest) < len(x) for x in lists], bool)
+            shape = (len(lists), longest)
+            values, _ = self.metric(
+                np.zeros(shape, np.float32), labels.reshape(shape), where=mask.reshape(shape)
+            )
+            ties.append((places, np.asarray(values, np.float64)))
+        return ties
+
+    def _is_constant(self, measured: np.ndarray) -> np.ndarray:
+        """bool[slots, replicates]: whether the values are those of constant scores."""
+        return np.stack(
+            [
+                np.isclose(measured[:, r, places], values, rtol=1e-5, atol=1e-6).all(1)
+                & (len(places) > 0)
+                for r, (places, values) in enumerate(self._ties)
+            ],
+            axis=1,
+        )
 
     @cached_property
     def full_steps(self) -> int:
@@ -182,10 +236,12 @@ class ProxyTraining:
     ) -> ProxyRound:
         trainer = self.trainer
         losses = [self.reference, *candidates]  # run 0 is the reference
-        runs = trainer.spread(self.fresh(seed) if start is None else start)
+        start = self.fresh(seed) if start is None else start
+        begun = np.asarray(start.updates)
+        runs = trainer.spread(start)
         # Where each run in training is.
         at = {run: trainer.slot(run) for run in range(len(losses))}
-        found: dict[int, tuple[np.ndarray, int]] = {}  # by run: its values and steps
+        found: dict[int, tuple[np.ndarray, int, str]] = {}  # by run: its values, steps, failure
         plans = self._plan(seed)
         reference_values: dict[int, np.ndarray] = {}  # by steps
         steps = done = 0
@@ -199,6 +255,8 @@ class ProxyTraining:
             steps = done * self.config.rung_steps
             measured = trainer.evaluate(runs, active, self.feed, self._held_out)
             values = np.asarray(measured, np.float64)[:, self._counted]
+            reasons = self._failures(runs, at, measured, begun)
+            values[[at[run] for run in reasons]] = np.nan
             reference_values[steps] = values[at[0]]
             if not np.isfinite(reference_values[steps]).all():
                 raise AutolossError(
@@ -206,7 +264,7 @@ class ProxyTraining:
                     f"non-finite within {steps} steps, so no reward can be measured; expected a "
                     f"learning rate it can be trained with, got {self.config.learning_rate}"
                 )
-            found |= {run: (values[slot], steps) for run, slot in at.items()}
+            found |= {run: (values[slot], steps, reasons.get(run, "")) for run, slot in at.items()}
             if halving and rung + 1 < len(self.config.rungs):
                 kept = self._survivors({run: found[run][0].mean() for run in at})
                 order = np.zeros(trainer.slots, int)
@@ -223,6 +281,28 @@ class ProxyTraining:
             outcomes, float(reference_values[steps].mean()),
             best=trainer.take(runs, at[best]), reference=trainer.take(runs, at[0]),
         )  # fmt: skip
+
+    def _failures(
+        self, runs: Runs, at: dict[int, int], measured: np.ndarray, begun: np.ndarray
+    ) -> dict[int, str]:
+        """By candidate that failed, as far as the reference beside it did not: why.
+
+        begun: updates before the round, [replicates, 1].
+        """
+        fault, updates = self.trainer.faults(runs)
+        finite = np.isfinite(measured).all((1, 2))
+        still, constant = (updates == begun).T, self._is_constant(measured)
+        reasons = {}
+        for run, slot in at.items():
+            if run and fault[:, slot].any():
+                reasons[run] = FAULTS[fault[:, slot].max()]
+            elif run and not finite[slot]:
+                reasons[run] = FAULTS[2]
+            elif (still[slot] & ~still[at[0]]).any():
+                reasons[run] = NO_UPDATE
+            elif (constant[slot] & ~constant[at[0]]).any():
+                reasons[run] = CONSTANT_SCORES
+        return reasons
 
     def _occupy(
         self, losses: Sequence[Expression], at: dict[int, int]
@@ -253,13 +333,13 @@ class ProxyTraining:
         return [plan.part(b * size, (b + 1) * size) for b in range(blocks)]
 
 
-def _outcome(values: np.ndarray, steps: int, reference: np.ndarray) -> Outcome:
+def _outcome(values: np.ndarray, steps: int, reason: str, reference: np.ndarray) -> Outcome:
     differences = values - reference
-    if not np.all(np.isfinite(differences)):
-        return Outcome(-np.inf, np.inf, float("nan"), steps, differences)
+    if reason:
+        return Outcome(-np.inf, np.inf, float("nan"), steps, reason, differences)
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     return Outcome(
-        float(differences.mean()), float(error), float(values.mean()), steps, differences
+        float(differences.mean()), float(error), float(values.mean()), steps, "", differences
     )
 
 

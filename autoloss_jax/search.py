@@ -24,7 +24,7 @@ from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import from_tokens
-from autoloss_jax.language.parsing import parse
+from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, resolve_loss
 from autoloss_jax.metrics import MetricPerQuery
@@ -98,7 +98,10 @@ class SearchConfig:
             )
         make_model(self.model)
         make_proposer(self.proposer, max_tokens=self.max_tokens)
-        encode([resolve_loss(self.reference)])
+        try:
+            encode([resolve_loss(self.reference)])
+        except AutolossError as error:
+            raise AutolossError(f"reference is refused: {error}") from error
         self.proxy.check()
         for name in ("budget", "proposals", "hall_of_fame", "fresh_seeds", "finalists"):
             if getattr(self, name) < 1:
@@ -246,14 +249,20 @@ def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / FINALISTS_FILE
     if not path.exists():
         return None
-    return {"finalists": read_result(path)["finalists"], "records": folder.read_ledger()}
+    content = read_result(path)
+    try:
+        finalists = [
+            [str(parse_stored(f["formula"], f"finalist {k}")),
+             *(float(f[name]) for name in ("reward", "reward_se", "selection_reward"))]
+            for k, f in enumerate(content["finalists"], start=1)
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise AutolossError(f"{path} is damaged: expected finalists, but {error!s}") from error
+    return {"finalists": finalists, "records": folder.read_ledger()}
 
 
 def _finished(content: dict[str, Any]) -> SearchResult:
-    finalists = [
-        Finalist(parse(f["formula"]), f["reward"], f["reward_se"], f["selection_reward"])
-        for f in content["finalists"]
-    ]
+    finalists = [Finalist(parse(formula), *figures) for formula, *figures in content["finalists"]]
     return SearchResult(finalists, content["records"])
 
 
@@ -523,7 +532,7 @@ def _trained(outcome: Outcome, seconds: float, own_metric: bool) -> dict[str, An
     failed = not np.isfinite(outcome.reward)
     return {
         "status": "failed" if failed else "trained",
-        "reason": "the model turned non-finite" if failed else "",
+        "reason": outcome.reason,
         "reward": None if failed else outcome.reward,
         "reward_se": None if failed else outcome.reward_se,
         "metric" if own_metric else "ndcg": None if failed else outcome.ndcg,

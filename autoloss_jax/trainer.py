@@ -202,6 +202,12 @@ class Trainer:
         known = next(v for v in values if v is not None)
         return np.concatenate([np.full_like(known, np.nan) if v is None else v for v in values])
 
+    def faults(self, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+        """i32[replicates, slots] each: places in FAULTS, and how many updates there were."""
+        both = [(fetch(states.fault), fetch(states.updates)) for states in runs]
+        fault, updates = (np.concatenate(x, 1) for x in zip(*both, strict=True))
+        return fault, updates
+
     def reorder(self, runs: Runs, order: np.ndarray) -> Runs:
         """The runs of the slots `order`, one for every slot."""
         if len(runs) == 1:

@@ -44,6 +44,14 @@ _ADAM = optax.scale_by_adam(eps=1e-6)
 """Gradients have norm 1, so eps is far below any entry that matters, and far above rounding, which
 is all that the output's bias gets from a loss of score differences."""
 
+FAULTS = (
+    "",
+    "its gradient by the scores is not finite",
+    "the scores of its model are not finite",
+    "its gradient by the weights is not finite",
+)
+"""Why a run was frozen, by the number in its state; 0 is none."""
+
 ScoreGradient = Callable[[Any, list[Array], list[Array], list[Array]], list[Array]]
 """`(loss, scores, labels, masks) -> gradients`: of every length bucket, [queries, list]."""
 
@@ -53,7 +61,18 @@ class RunState(NamedTuple):
 
     params: Any
     optimizer: Any
-    alive: Array  # bool[]: False once the run has turned non-finite, which freezes it
+    fault: Array  # i32[]: a place in FAULTS; once it is not 0, the run is frozen
+
+    @property
+    def alive(self) -> Array:
+        """bool[]: False once the run has turned non-finite."""
+        return self.fault == 0
+
+    @property
+    def updates(self) -> Array:
+        """i32[]: how many steps changed the model; one without a gradient does not."""
+        updates: Array = self.optimizer.count
+        return updates
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,7 @@ class RankerTraining:
     def init(self, key: Array, batch: ListBatch) -> RunState:
         """A fresh run; `batch` gives the shapes only."""
         params = self.model.init(key, batch.features[:1], batch.mask[:1])
-        return RunState(params, _ADAM.init(params), jnp.asarray(True))
+        return RunState(params, _ADAM.init(params), jnp.asarray(0))
 
     def step(
         self, state: RunState, loss: Any, learning_rate: Array, batch: Sequence[ListBatch]
@@ -108,16 +127,18 @@ class RankerTraining:
         update, optimizer = _ADAM.update(gradient, state.optimizer)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
 
-        finite = jnp.isfinite(norm)
+        finite = jnp.asarray(True)
         for s, part in zip(scores, batch, strict=True):
             finite &= _all_finite(s, part.mask)
-        moves = state.alive & finite & (norm > 0)
+        by_gradients = jnp.where(jnp.isfinite(peak), jnp.where(jnp.isfinite(norm), 0, 3), 1)
+        fault = jnp.where(state.alive, jnp.where(finite, by_gradients, 2), state.fault)
+        moves = (fault == 0) & (norm > 0)
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(moves, new, old),
             (params, optimizer),
             (state.params, state.optimizer),
         )
-        return RunState(params, optimizer, state.alive & finite)
+        return RunState(params, optimizer, fault)
 
     def _score_gradients(
         self, loss: Any, scores: list[Array], batch: Sequence[ListBatch]

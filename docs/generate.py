@@ -13,7 +13,7 @@ from pathlib import Path
 from autoloss_jax.cli.flags import WORKING_COMMANDS, CommandFlags
 from autoloss_jax.cli.help import STATUSES, SUMMARIES, about, examples
 from autoloss_jax.execution import programs
-from autoloss_jax.language import grammar, parsing
+from autoloss_jax.language import expressions, grammar, parsing
 from autoloss_jax.language.operators import LEAVES, OPERATORS, REDUCTIONS, RELATIONS
 from autoloss_jax.losses import ALIASES, HAND_DESIGNED
 
@@ -89,9 +89,9 @@ def limits() -> str:
     pair = [text or "none" for text in programs.PAIR_CONDITIONS]
     document = [text or "none" for text in programs.DOCUMENT_CONDITIONS]
     rows = [
-        ["characters of a text", str(parsing.MAX_TEXT), "-"],
-        ["nesting", str(parsing.MAX_DEPTH), "-"],
-        ["nodes", str(parsing.MAX_SIZE), "-"],
+        ["characters of a text, given or written out", str(expressions.MAX_TEXT), "-"],
+        ["nesting, conditions included", str(expressions.MAX_DEPTH), "-"],
+        ["nodes, conditions included", str(expressions.MAX_SIZE), "-"],
         ["size of a whole exponent", str(parsing.MAX_EXPONENT), "the same"],
         ["reductions over pairs", "any", str(grammar.MAX_PAIR_STAGES)],
         ["reductions over documents", "any", str(grammar.MAX_DOCUMENT_STAGES)],

@@ -273,8 +273,9 @@ def test_best_loss_is_a_module_below_its_comment(tmp_path):
     header = ["NDCG@10 0.51 on test queries", 'two\nlines """ raise SystemExit', ""]
     write_best_loss(path, "ranknet", header)
     lines = path.read_text().splitlines()
-    assert lines[:4] == [
-        "# NDCG@10 0.51 on test queries", "# two", '# lines """ raise SystemExit', "#"
+    assert lines[:5] == [
+        "# -*- coding: utf-8 -*-", "# NDCG@10 0.51 on test queries", "# two",
+        '# lines """ raise SystemExit', "#",
     ]  # fmt: skip
     module = load(tmp_path, path.read_text())
     assert module.__doc__.startswith("A ranking loss:")

@@ -13,6 +13,7 @@ from autoloss_jax.cli.commands import execute
 from autoloss_jax.cli.flags import CommandFlags
 from autoloss_jax.cli.help import SUMMARIES, explanation, overview
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.files import printable
 
 _HELP = ("--help", "-h", "--helpfull", "-help")
 
@@ -98,7 +99,7 @@ def _is_negative_formula(argument: str) -> bool:
 
 
 def _fail(status: int, message: str) -> int:
-    print(processes.prefix() + message, file=sys.stderr, flush=True)
+    print(processes.prefix() + printable(message), file=sys.stderr, flush=True)
     return status
 
 

@@ -13,7 +13,7 @@ from autoloss_jax import processes
 from autoloss_jax.cli.data_summary import print_summary
 from autoloss_jax.cli.flags import WORKING_COMMANDS
 from autoloss_jax.cli.machine import set_compilation_cache, set_devices
-from autoloss_jax.cli.plans import Plan, has_finalists, load_data, make_plan
+from autoloss_jax.cli.plans import Plan, has_finalists, load_data, make_plan, stored_finalists
 from autoloss_jax.cli.progress import (
     METRICS_FOLDER,
     Reporter,
@@ -27,8 +27,8 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import interpreter_in_use, using_interpreter
 from autoloss_jax.explain import explain
 from autoloss_jax.export import export_source, write_best_loss
-from autoloss_jax.files import write_json
-from autoloss_jax.language.parsing import parse
+from autoloss_jax.files import printable, write_json
+from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.losses import HAND_DESIGNED
 from autoloss_jax.profile import PROFILE_FILE, Profile, profile_table
 from autoloss_jax.report import effectiveness_table, finalists_table, write_report
@@ -154,7 +154,7 @@ def _test(plan: Plan, folder: RunFolder | None, reporter: Reporter) -> None:
         return
     found = [parse(formula) for formula in plan.losses.found]
     if plan.losses.finalists:
-        found = [*map(parse, processes.from_first(lambda: _formulas(folder))), *found]
+        found = [*map(parse, processes.from_first(lambda: _finalists(folder))), *found]
     losses = contenders(list(dict.fromkeys(found)), plan.losses.hand_designed)
     logging.info(
         "test: %d found and %d hand-designed losses%s on %s",
@@ -170,10 +170,12 @@ def _test(plan: Plan, folder: RunFolder | None, reporter: Reporter) -> None:
     reporter.on_tested(result)
 
 
-def _formulas(folder: RunFolder | None) -> list[str]:
+def _finalists(folder: RunFolder | None) -> list[str]:
     """The finalists of the run's own search."""
-    rows = read_result(folder.path / FINALISTS_FILE)["finalists"] if folder is not None else []
-    return [row["formula"] for row in rows]
+    if folder is None:
+        return []
+    path = folder.path / FINALISTS_FILE
+    return [str(loss) for loss in stored_finalists(path, read_result(path))]
 
 
 def _conclude(folder: RunFolder) -> None:
@@ -185,7 +187,8 @@ def _conclude(folder: RunFolder) -> None:
     if best is not None:
         paths.append(folder.path / BEST_LOSS_FILE)
         about = [f"The best found loss of the run {files.name}.", *filter(None, [verdict])]
-        write_best_loss(paths[-1], best["formula"], about)
+        loss = parse_stored(best.get("formula"), f"{folder.path}: its best found loss")
+        write_best_loss(paths[-1], loss, about)
     console = _console()
     if files.effectiveness is not None:
         table = effectiveness_table(files.effectiveness)
@@ -196,7 +199,7 @@ def _conclude(folder: RunFolder) -> None:
     lines = [verdict, f"Best found loss: {best['formula']}" if best else "No loss was found."]
     for line in [*lines, *map(str, paths)]:
         if line:
-            print(line)
+            print(printable(line))
 
 
 def _console() -> Console:
@@ -242,7 +245,7 @@ def _best_of(folder: str) -> str:
     best = read_run(folder).best
     if best is None:
         raise AutolossError(f"--from {folder}: the run has found no loss yet")
-    return str(best["formula"])
+    return str(parse_stored(best.get("formula"), f"--from {folder}: its best found loss"))
 
 
 def _list_losses() -> None:

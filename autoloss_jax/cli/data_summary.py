@@ -8,6 +8,7 @@ from rich.text import Text
 
 from autoloss_jax.data import DataSummary
 from autoloss_jax.data.findings import counted, percent
+from autoloss_jax.files import printable
 
 _MOST_LABELS = 6  # that have a column each
 _KINDS = {"problem": ("PROBLEM", "bold red"), "note": ("note", "bold")}
@@ -15,7 +16,7 @@ _KINDS = {"problem": ("PROBLEM", "bold red"), "note": ("note", "bold")}
 
 def print_summary(summary: DataSummary, console: Console) -> None:
     """The counts as a table, then every finding with what to do about it."""
-    console.print(Text(f"{summary.name}: {counted(summary.num_features, 'feature')}"))
+    console.print(Text(f"{printable(summary.name)}: {counted(summary.num_features, 'feature')}"))
     console.print(_counts_table(summary))
     if summary.strongest is not None:
         feature, share = summary.strongest
@@ -26,8 +27,8 @@ def print_summary(summary: DataSummary, console: Console) -> None:
     console.print(Text(f"{counted(problems, 'problem')}, {counted(notes, 'note')}."))
     for finding in summary.findings:
         word, style = _KINDS[finding.kind]
-        console.print(Text.assemble("\n", (word, style), f"  {finding.where}"))
-        console.print(Padding(Text(finding.what), (0, 0, 0, 2)))
+        console.print(Text.assemble("\n", (word, style), f"  {printable(finding.where)}"))
+        console.print(Padding(Text(printable(finding.what)), (0, 0, 0, 2)))
         console.print(Padding(Text(f"What to do: {finding.advice}."), (0, 0, 0, 2)))
 
 
@@ -54,8 +55,8 @@ def _counts_table(summary: DataSummary) -> Table:
         labels = [percent(counts.labels.get(label, 0) / counts.documents) for label in shown]
         values = list(counts.labels)
         table.add_row(
-            counts.fold, counts.role, str(counts.queries), str(counts.empty_queries),
-            str(counts.documents), "/".join(map(str, counts.lengths)),
+            Text(printable(counts.fold)), counts.role, str(counts.queries),
+            str(counts.empty_queries), str(counts.documents), "/".join(map(str, counts.lengths)),
             *(labels or [f"{len(values)} from {values[0]:g} to {values[-1]:g}"]),
             percent(counts.padding), end_section=place % 3 == 2,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import datetime
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from autoloss_jax.convergence import check_truncation
 from autoloss_jax.data import Dataset, Fold, assign_folds, load_dataset, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.language.parsing import parse
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.losses import ALIASES, HAND_DESIGNED, LOSSES, resolve_loss
 from autoloss_jax.report.reading import read_run
 from autoloss_jax.runs import CONFIG_FILE, read_config
@@ -135,7 +136,7 @@ def _losses(values: flags.FlagValues, own_finalists: bool) -> Tested:
     """The losses to test; a given one that has a name counts as hand-designed."""
     names = _hand_designed(values.hand_designed)
     names += [_usual_name(text) for text in values.loss if text in LOSSES]
-    found = [str(resolve_loss(text)) for text in values.loss if text not in LOSSES]
+    found = [str(_given_loss(text)) for text in values.loss if text not in LOSSES]
     if values["from"].value:
         found += finalists_of(values["from"].value)
     if not names:
@@ -144,6 +145,14 @@ def _losses(values: flags.FlagValues, own_finalists: bool) -> Tested:
             "one by --loss"
         )
     return Tested(own_finalists, tuple(dict.fromkeys(found)), tuple(dict.fromkeys(names)))
+
+
+def _given_loss(text: str) -> Expression:
+    """The loss that --loss spells out."""
+    try:
+        return resolve_loss(text)
+    except AutolossError as error:
+        raise AutolossError(f"--loss: {error}") from error
 
 
 def _hand_designed(text: str) -> list[str]:
@@ -168,7 +177,13 @@ def finalists_of(folder: str) -> list[str]:
     finalists = read_run(folder).finalists
     if finalists is None:
         raise AutolossError(f"--from {folder}: its search is not finished; expected finalists.json")
-    return [str(parse(row["formula"])) for row in finalists["finalists"]]
+    return [str(loss) for loss in stored_finalists(Path(folder) / FINALISTS_FILE, finalists)]
+
+
+def stored_finalists(path: Path, content: Mapping[str, Any]) -> list[Expression]:
+    """The losses of a finalists.json. Raises AutolossError naming the one that is none."""
+    rows = enumerate(content["finalists"], start=1)
+    return [parse_stored(row.get("formula"), f"{path}, finalist {k}") for k, row in rows]
 
 
 def has_finalists(command: str, out: str | None) -> bool:

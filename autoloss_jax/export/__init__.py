@@ -8,7 +8,7 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.export.boosting import BOOSTING_TARGETS, boosting_source
 from autoloss_jax.export.source import module_source
 from autoloss_jax.export.typesetting import export_latex, export_mathml
-from autoloss_jax.files import write_atomic
+from autoloss_jax.files import printable, write_atomic
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.parsing import as_loss
 from autoloss_jax.losses import resolve_loss
@@ -59,5 +59,7 @@ def write_best_loss(
     header_lines: what the comment says, such as the run's result; each stays inside the comment.
     """
     lines = [part for line in header_lines for part in (str(line).splitlines() or [""])]
-    comment = "".join(f"# {line}".rstrip() + "\n" for line in lines)
-    write_atomic(path, comment + export_source(expression, "jax"))
+    comment = "".join(f"# {printable(line)}".rstrip() + "\n" for line in lines)
+    # Python would take the encoding from either of the first two lines, whatever they are about.
+    encoding = "# -*- coding: utf-8 -*-\n" if comment else ""
+    write_atomic(path, encoding + comment + export_source(expression, "jax"))

@@ -9,6 +9,12 @@ from autoloss_jax.language.operators import INDICES, LEAVES, OPERATORS, REDUCTIO
 
 LITERAL = "literal"
 
+# What a formula may be at most, so that its text can be read back, and nothing that walks over it
+# by recursion goes deeper than Python does.
+MAX_TEXT = 10_000
+MAX_DEPTH = 60
+MAX_SIZE = 1_000
+
 
 @dataclass(frozen=True, repr=False)
 class Expression:
@@ -47,6 +53,20 @@ class Expression:
     def depth(self) -> int:
         """The longest way from the root to a leaf, in nodes."""
         return 1 + max((arg.depth for arg in self.args), default=0)
+
+    @cached_property
+    def full_size(self) -> int:
+        """The number of all nodes, conditions included."""
+        return 1 + sum(part.full_size for part in self._parts)
+
+    @cached_property
+    def full_depth(self) -> int:
+        """The longest way from the root to a leaf, conditions included."""
+        return 1 + max((part.full_depth for part in self._parts), default=0)
+
+    @property
+    def _parts(self) -> tuple["Expression", ...]:
+        return self.args if self.where is None else (*self.args, self.where)
 
     @cached_property
     def _hash(self) -> int:
@@ -105,6 +125,19 @@ def apply(op: str, *args: Expression, where: Expression | None = None) -> Expres
     if op == "neg" and args[0].op == LITERAL:
         return literal(-args[0].value)
     return Expression(op, args, where=where)
+
+
+def beyond_limits(expression: Expression) -> str:
+    """Which limit of the language a formula exceeds, "" if none: then its text is read back."""
+    if expression.full_depth > MAX_DEPTH:
+        return f"the formula is nested deeper than {MAX_DEPTH}; expected less nesting"
+    for amount, unit, most in (
+        (expression.full_size, "nodes, conditions included", MAX_SIZE),
+        (len(str(expression)), "characters when written out", MAX_TEXT),
+    ):
+        if amount > most:
+            return f"the formula has {amount} {unit}; expected at most {most}"
+    return ""
 
 
 def swap_indices(expression: Expression) -> Expression:

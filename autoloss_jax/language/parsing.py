@@ -2,15 +2,35 @@
 
 import ast
 import math
+import re
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.language.expressions import LITERAL, Expression, apply, leaf, literal
+from autoloss_jax.language.expressions import (
+    LITERAL,
+    MAX_DEPTH,
+    MAX_TEXT,
+    Expression,
+    apply,
+    beyond_limits,
+    leaf,
+    literal,
+)
 from autoloss_jax.language.operators import INDICES, LEAVES, OPERATORS, REDUCTIONS
 
-MAX_TEXT = 10_000
-MAX_DEPTH = 60
-MAX_SIZE = 1_000
 MAX_EXPONENT = 4
+CHARACTERS = "_ . ( ) , + - * / < > = !"
+"""What a text may consist of, besides ASCII letters, digits and blanks."""
+
+_UNEXPECTED = re.compile(rf"[^A-Za-z0-9 \t\n\r{re.escape(CHARACTERS)}]")
+# Everything that begins as a number does, and what a whole number may be. Python itself takes
+# `1or 2` apart, with a warning.
+_NUMBER_LIKE = re.compile(r"(?<!\w)(?:0[xX]\w*|\.?\d(?:[eE][+-]?(?=\d)|[\w.])*)", re.ASCII)
+_DIGITS = r"\d(?:_?\d)*"
+_NUMBER = re.compile(
+    rf"0[xX](?:_?[\da-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+"
+    rf"|(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?[jJ]?",
+    re.ASCII,
+)
 
 _FUNCTIONS = {name: op for name, op in OPERATORS.items() if op.precedence == 5}
 _INFIX: dict[type[ast.operator], str] = {
@@ -28,6 +48,7 @@ _COMPARISONS: dict[type[ast.cmpop], tuple[str, bool]] = {
     ast.Eq: ("eq", False),
     ast.NotEq: ("ne", False),
 }
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH}; expected less nesting"
 _ONE_LINE = str.maketrans("\n\r\t", "   ")
 _CONDITION_LEAVES = tuple(name for name in LEAVES if not name.startswith("s_"))
 
@@ -39,7 +60,7 @@ class FormulaError(AutolossError):
         self.column = column
         # Long texts are shown around the fault only.
         start = max(0, column - 41)
-        shown = text[start : start + 80].translate(_ONE_LINE)
+        shown = "".join(c if c.isprintable() else " " for c in text[start : start + 80])
         pointer = " " * (column - 1 - start) + "^"
         super().__init__(f"formula, column {column}: {message}\n  {shown}\n  {pointer}")
 
@@ -48,7 +69,7 @@ def parse(text: str) -> Expression:
     """Reads a loss: an expression of the loss language with no free index.
 
     Args:
-      text: the formula, at most 10,000 characters, nested at most 60 deep, at most 1,000 nodes.
+      text: the formula: at most 10,000 characters, 1,000 nodes and 60 of them deep.
 
     Returns:
       The expression as written; `simplify` brings it to canonical form.
@@ -90,6 +111,18 @@ def as_loss(loss: Expression | str) -> Expression:
     return loss
 
 
+def parse_stored(formula: object, place: str) -> Expression:
+    """The loss of a formula that a file or a flag holds.
+
+    Raises:
+      AutolossError: it is no loss; says where it stands.
+    """
+    try:
+        return parse(formula)  # type: ignore[arg-type]  # which it refuses itself
+    except AutolossError as error:
+        raise AutolossError(f"{place}: {error}") from error
+
+
 def parse_expression(text: str) -> Expression:
     """Reads an expression that may have free indices; otherwise as `parse`."""
     if not isinstance(text, str):
@@ -117,15 +150,22 @@ class _Parser:
         if not self.text.strip():
             raise FormulaError(self.text, 1, "the formula is empty; expected a loss expression")
         self._check_characters()
-        leading = len(self.text) - len(self.text.lstrip())
+        self.offset = len(self.text) - len(self.text.lstrip())
+        expression = self._formula(self._read(), 1)
+        excess = beyond_limits(expression)
+        if excess:
+            raise FormulaError(self.text, 1, excess)
+        return expression
+
+    def _read(self) -> ast.expr:
+        """Python's syntax tree of the text, which recursion may follow no deeper than MAX_DEPTH."""
         source = self.text.strip()
-        self.offset = leading
         try:
-            body = ast.parse(source.translate(_ONE_LINE), mode="eval").body
+            return ast.parse(source.translate(_ONE_LINE), mode="eval").body
         except SyntaxError as error:
             # Python reports what is missing at the end as offset 0.
             offset = error.offset or len(source) + 1
-            column = min(offset + leading, len(self.text) + 1)
+            column = min(offset + self.offset, len(self.text) + 1)
             token = self.text[column - 1 : column].strip()
             shown = repr(token) if token else "end of text"
             raise FormulaError(
@@ -136,27 +176,31 @@ class _Parser:
             raise FormulaError(
                 self.text, 1, f"the formula cannot be read ({error}); expected simpler text"
             ) from None
-        expression = self._formula(body, 1)
-        if expression.size > MAX_SIZE:
-            raise FormulaError(
-                self.text, 1,
-                f"the formula has {expression.size} nodes; expected at most {MAX_SIZE}",
-            )  # fmt: skip
-        return expression
 
     def _check_characters(self) -> None:
-        """ASCII only, so that columns are characters, and nesting bounded before Python sees it."""
+        """What can be seen without a syntax tree: so Python is given nothing but plain formulas.
+
+        No quotes, brackets, comments or other characters; no numbers that run into a word, which
+        Python would warn of; no deep nesting.
+        """
+        wrong = _UNEXPECTED.search(self.text)
+        if wrong:
+            raise FormulaError(
+                self.text, wrong.start() + 1,
+                f"unexpected character {wrong[0]!r}; expected ASCII letters, digits, blanks and "
+                f"{CHARACTERS}",
+            )  # fmt: skip
+        for found in _NUMBER_LIKE.finditer(self.text):
+            if not _NUMBER.fullmatch(found[0]):
+                raise FormulaError(
+                    self.text, found.start() + 1,
+                    f"unexpected '{_shorten(found[0])}'; expected a number",
+                )  # fmt: skip
         nesting = 0
         for column, character in enumerate(self.text, 1):
-            if not (character.isascii() and (character.isprintable() or character in "\n\t\r")):
-                raise FormulaError(
-                    self.text, column, f"unexpected character {character!r}; expected ASCII text"
-                )
             nesting += (character == "(") - (character == ")")
             if nesting > MAX_DEPTH:
-                raise FormulaError(
-                    self.text, column, f"nested deeper than {MAX_DEPTH}; expected less nesting"
-                )
+                raise FormulaError(self.text, column, f"unexpected '('; {_TOO_DEEP}")
 
     def _error(self, node: ast.AST, expected: str) -> FormulaError:
         column = getattr(node, "col_offset", 0) + self.offset + 1
@@ -165,12 +209,23 @@ class _Parser:
             self.text, column, f"unexpected '{_shorten(self.text[column - 1 : end])}'; {expected}"
         )
 
+    def _shallow(self, node: ast.expr, expression: Expression) -> Expression:
+        """The expression, if it is not deeper than its text: a power becomes squares."""
+        if expression.full_depth > MAX_DEPTH:
+            raise self._error(node, _TOO_DEEP)
+        return expression
+
     def _formula(self, node: ast.expr, depth: int) -> Expression:
         if depth > MAX_DEPTH:
-            raise self._error(node, f"nested deeper than {MAX_DEPTH}; expected less nesting")
+            raise self._error(node, _TOO_DEEP)
+        return self._shallow(node, self._any_formula(node, depth))
+
+    def _any_formula(self, node: ast.expr, depth: int) -> Expression:
         match node:
             case ast.Constant():
                 return self._literal(node)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() as number):
+                return literal(-self._literal(number).value)
             case ast.Name():
                 return self._leaf(node)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -245,7 +300,7 @@ class _Parser:
             )
         for keyword in node.keywords:
             if keyword.arg != "where" or name not in REDUCTIONS or len(node.keywords) > 1:
-                given = f"got {keyword.arg}=" if keyword.arg else "got **"
+                given = f"got {_shorten(keyword.arg)}=" if keyword.arg else "got **"
                 raise self._error(
                     node, f"only reductions take a keyword, and only one, where=; {given}"
                 )
@@ -255,7 +310,7 @@ class _Parser:
 
     def _condition(self, node: ast.expr, depth: int) -> Expression:
         if depth > MAX_DEPTH:
-            raise self._error(node, f"nested deeper than {MAX_DEPTH}; expected less nesting")
+            raise self._error(node, _TOO_DEEP)
         if isinstance(node, ast.BoolOp):
             # A chain of n parts becomes a tree n deep.
             if depth + len(node.values) > MAX_DEPTH:
@@ -264,7 +319,7 @@ class _Parser:
             parts = [self._condition(value, depth + 1) for value in node.values]
             condition = parts[0]
             for part in parts[1:]:
-                condition = apply(op, condition, part)
+                condition = self._shallow(node, apply(op, condition, part))
             return condition
         if not isinstance(node, ast.Compare):
             raise self._error(node, "expected a comparison, such as y_i > y_j")

@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 from autoloss_jax.language.expressions import (
     LITERAL,
+    MAX_DEPTH,
     Expression,
     apply,
+    beyond_limits,
     leaf,
     literal,
     swap_indices,
@@ -57,16 +59,33 @@ _KEPT = 10_000
 """Results that each cache keeps: those of the formulas of some rounds, about 15 MB."""
 
 
-@lru_cache(maxsize=_KEPT)
+class _BeyondLimits(Exception):
+    """A canonical form would be deeper or longer than a formula may be."""
+
+
 def simplify(expression: Expression) -> Expression:
     """The canonical form of an expression: simplifying it again changes nothing.
+
+    A formula whose canonical form would exceed the limits of the language, as a balanced sum of a
+    hundred terms would when it is written as a chain, stays as it is.
 
     >>> from autoloss_jax.language.parsing import parse
     >>> str(simplify(parse("sum_ij(1 * softplus(-(s_i - s_j)), where=y_j < y_i) + (n - n)")))
     'sum_ij(softplus(s_j - s_i), where=y_i > y_j)'
     """
+    try:
+        simpler = _canonical(expression)
+    except _BeyondLimits:
+        return expression
+    return expression if beyond_limits(simpler) else simpler
+
+
+@lru_cache(maxsize=_KEPT)
+def _canonical(expression: Expression) -> Expression:
     for _ in range(_MAX_PASSES):
-        simpler = _rewrite(expression.map_args(simplify))
+        simpler = _rewrite(expression.map_args(_canonical))
+        if simpler.full_depth > MAX_DEPTH:
+            raise _BeyondLimits
         if simpler == expression:
             return expression
         expression = simpler
@@ -107,6 +126,8 @@ def _order(node: Expression) -> tuple[bool, int, str]:
 def _chain(op: str, parts: Iterable[Expression]) -> Expression:
     """`((a + b) + c) + d` of at least one part, in canonical order."""
     first, *others = sorted(parts, key=_order)
+    if len(others) > MAX_DEPTH:
+        raise _BeyondLimits
     for part in others:
         first = apply(op, first, part)
     return first
@@ -359,7 +380,7 @@ def _rewrite_reduction(node: Expression) -> Expression:
     if node.op == "sum_i" and body.op == "sum_j" and node.where is None:
         return apply("sum_ij", *body.args, where=body.where)
     if node.op.endswith("_ij"):  # both indices are bound: either may be called i
-        return min(node, swap_indices(node).map_args(simplify), key=_reading_order)
+        return min(node, swap_indices(node).map_args(_canonical), key=_reading_order)
     return node
 
 

@@ -153,10 +153,10 @@ def _side_by_side(named: Sequence[NamedRun]) -> Section:
     for entry, difference in zip(named, differences, strict=True):
         row, run = entry.run.best_row or {}, entry.run
         words = wording.interval(row.get("difference"), signed=True)
-        kind = str(row.get("kind"))
+        style = wording.style(row)
         plot: Any = NOTHING
         if difference:
-            plot = Html(interval_svg(difference, scale, 0.0, kind, f"difference {words}"))
+            plot = Html(interval_svg(difference, scale, 0.0, style, f"difference {words}"))
         best = run.best
         formula = markup.code(best.get("formula")) if best else NOTHING
         metric = f"{run.metric.upper()} {wording.interval((row.get('test') or {}).get(run.metric))}"

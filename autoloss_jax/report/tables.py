@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from autoloss_jax.files import printable
 from autoloss_jax.report.reading import DEFAULT_METRIC
 from autoloss_jax.report.wording import (
     KINDS,
@@ -21,25 +22,30 @@ from autoloss_jax.report.wording import (
 _STYLES = {"found": "bold green", "reference": "dim"}
 
 
+def _text(content: str) -> Text:
+    """Text as it is: nothing in it is markup or an escape sequence."""
+    return Text(printable(content))
+
+
 def effectiveness_table(effectiveness: Mapping[str, Any]) -> Table:
     """The content of effectiveness.json: losses by descending test metric, with their intervals."""
     metric = str(effectiveness.get("metric") or DEFAULT_METRIC)
     best = effectiveness.get("best_hand_designed")
     table = Table(
-        title=Text(str(effectiveness.get("verdict") or "Effectiveness test")),
-        caption=Text(f"{empty_convention(effectiveness)} {truncation(effectiveness)}".strip()),
+        title=_text(str(effectiveness.get("verdict") or "Effectiveness test")),
+        caption=_text(f"{empty_convention(effectiveness)} {truncation(effectiveness)}".strip()),
     )
     for heading in ("loss", "kind"):
         table.add_column(heading)
     for heading in (metric.upper(), f"difference to {best or 'best hand-designed'}", "p", "rate"):
-        table.add_column(Text(heading), justify="right")
+        table.add_column(_text(heading), justify="right")
     for row in sorted_rows(effectiveness.get("rows", ()), metric):
         test = row.get("test") or {}
         table.add_row(
-            Text(str(row.get("name"))),
-            Text(KINDS.get(str(row.get("kind")), str(row.get("kind")))),
-            Text(interval(test.get(metric))),
-            Text(interval(row.get("difference"), signed=True)),
+            _text(str(row.get("name"))),
+            _text(KINDS.get(str(row.get("kind")), str(row.get("kind")))),
+            _text(interval(test.get(metric))),
+            _text(interval(row.get("difference"), signed=True)),
             p_value(row),
             rates(row.get("learning_rate")),
             style=_STYLES.get(str(row.get("kind"))),
@@ -55,7 +61,7 @@ def finalists_table(finalists: Mapping[str, Any] | list[Mapping[str, Any]]) -> T
     metric = str(content.get("metric") or DEFAULT_METRIC).upper()
     against = f", a difference in {metric} to {reference}" if reference else ""
     caption = f"Reward on fresh seeds{against}. {empty_convention(content)}"
-    table = Table(title="Finalists", caption=Text(caption))
+    table = Table(title="Finalists", caption=_text(caption))
     table.add_column("#", justify="right")
     table.add_column("formula", overflow="fold")
     for heading in ("size", "reward", "error", "when selected"):
@@ -63,7 +69,7 @@ def finalists_table(finalists: Mapping[str, Any] | list[Mapping[str, Any]]) -> T
     for place, row in enumerate(rows, start=1):
         table.add_row(
             str(place),
-            Text(str(row.get("formula"))),
+            _text(str(row.get("formula"))),
             number(row.get("size"), 0),
             number(row.get("reward"), signed=True),
             number(row.get("reward_se")),

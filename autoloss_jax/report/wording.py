@@ -92,6 +92,12 @@ def outcome(run: RunFiles) -> Outcome:
     return Outcome.BETTER if mean > 0 else Outcome.WORSE
 
 
+def style(row: Mapping[str, Any]) -> str:
+    """The class of a row in the style sheet: its kind, or none that a file made up."""
+    kind = str(row.get("kind"))
+    return kind if kind in KINDS else ""
+
+
 def wins_ties_losses(row: Mapping[str, Any]) -> str:
     """On how many queries a loss is better, the same and worse."""
     counts = [row.get(key) for key in ("wins", "ties", "losses")]

@@ -5,16 +5,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.language.expressions import Expression, apply, leaf, literal, swap_indices
-from autoloss_jax.language.operators import LEAVES, OPERATORS, REDUCTIONS
-from autoloss_jax.language.parsing import (
+from autoloss_jax.language.expressions import (
     MAX_DEPTH,
-    MAX_SIZE,
     MAX_TEXT,
-    FormulaError,
-    parse,
-    parse_expression,
+    Expression,
+    apply,
+    leaf,
+    literal,
+    swap_indices,
 )
+from autoloss_jax.language.operators import LEAVES, OPERATORS, REDUCTIONS
+from autoloss_jax.language.parsing import FormulaError, parse, parse_expression
 
 # ------------------------------------------------------------------------------ round trips
 
@@ -168,19 +169,32 @@ def test_a_loss_has_no_free_index(text, free):
         ("mean_i(s_i", 7, "'('", "expected a loss expression"),
         ("mean_i(s_i))", 12, "')'", "expected a loss expression"),
         ("mean_i(s_i y_i)", 8, "'s'", "expected a loss expression"),
-        ("  mean_i(s_i @ y_i)", 10, "'s_i @ y_i'", "expected numbers, names, + - * / **"),
-        ("mean_i(s_i % 2)", 8, "'s_i % 2'", "expected numbers, names"),
-        ("mean_i(~s_i)", 8, "'~s_i'", "expected numbers, names"),
-        ("mean_i([s_i])", 8, "'[s_i]'", "expected numbers, names"),
-        ("mean_i(s_i[0])", 8, "'s_i[0]'", "expected numbers, names"),
+        ("  mean_i(s_i << y_i)", 10, "'s_i << y_i'", "expected numbers, names, + - * / **"),
+        (
+            "  mean_i(s_i @ y_i)",
+            14,
+            "character '@'",
+            "expected ASCII letters, digits, blanks and _ .",
+        ),
+        ("mean_i(s_i // 2)", 8, "'s_i // 2'", "expected numbers, names"),
+        ("mean_i(~s_i)", 8, "'~'", "and _ . ( ) , + - * / < > = !"),
+        ("mean_i(not s_i)", 8, "'not s_i'", "expected numbers, names"),
+        ("mean_i([s_i])", 8, "'['", "expected ASCII letters"),
+        ("mean_i((s_i, 1))", 8, "'(s_i, 1)'", "expected numbers, names"),
+        ("mean_i(s_i[0])", 11, "'['", "expected ASCII letters"),
         ("mean_i(s_i.real)", 8, "'s_i.real'", "expected numbers, names"),
-        ("mean_i(lambda: 1)", 8, "'lambda: 1'", "expected numbers, names"),
+        ("mean_i(lambda: 1)", 14, "':'", "expected ASCII letters"),
         ("mean_i(s_i if n else 1)", 8, "'s_i if n else 1'", "expected numbers, names"),
-        ("mean_i((a := 1))", 9, "'a := 1'", "expected numbers, names"),
-        ("mean_i(f'{s_i}')", 8, "'f'{s_i}''", "expected numbers, names"),
-        ("[].append(1)", 1, "'[].append'", "expected the name of a function"),
+        ("mean_i((a := 1))", 11, "':'", "expected ASCII letters"),
+        ("mean_i(s_i for i in n)", 7, "'(s_i for i in n)'", "expected numbers, names"),
+        ("mean_i(f'{s_i}')", 9, 'character "\'"', "expected ASCII letters"),
+        ("n.append(1)", 1, "'n.append'", "expected the name of a function"),
         ("mean_i(s_i)(1)", 1, "'mean_i(s_i)'", "expected the name of a function"),
-        ("mean_i('s')", 8, "''s''", "expected a number"),
+        ("mean_i(n # s)", 10, "'#'", "expected ASCII letters"),
+        ("mean_i(1or 2)", 8, "'1or'", "expected a number"),
+        ("mean_i(0xfor n)", 8, "'0xfor'", "expected a number"),
+        ("mean_i(n..1e4for n)", 10, "'.1e4for'", "expected a number"),
+        ("mean_i(1__0)", 8, "'1__0'", "expected a number"),
         ("mean_i(True)", 8, "'True'", "expected a number"),
         ("mean_i(None)", 8, "'None'", "expected a number"),
         ("mean_i(2j)", 8, "'2j'", "expected a number"),
@@ -210,11 +224,12 @@ def test_a_loss_has_no_free_index(text, free):
         ("mean_i(1, where=y_i > 1 + 1)", 23, "'1 + 1'", "expected a number or one of"),
         ("mean_i(1, where=i > 0)", 17, "'i > 0'", "an index compares only with the other index"),
         ("mean_i(1, where=i == i)", 17, "'i == i'", "an index compares only with the other"),
-        ("mean_i(1, where=y_i > 'a')", 23, "''a''", "expected a number"),
-        ("mean_i(s_i) + \u00e9", 15, "'\u00e9'", "expected ASCII text"),
-        ("n\x00", 2, "'\\x00'", "expected ASCII text"),
-        ("__import__('os').system('true')", 1, "'__import__", "expected the name of a function"),
-        ("__import__('os')", 1, "'__import__'", "expected one of the functions"),
+        ("mean_i(1, where=y_i > True)", 23, "'True'", "expected a number"),
+        ("mean_i(s_i) + \u00e9", 15, "'\u00e9'", "expected ASCII letters"),
+        ("n\x00", 2, "'\\x00'", "expected ASCII letters"),
+        ("__import__(os).system(true)", 1, "'__import__", "expected the name of a function"),
+        ("__import__(os)", 1, "'__import__'", "expected one of the functions"),
+        ("n.__class__", 1, "'n.__class__'", "expected numbers, names"),
     ],
 )
 def test_what_is_refused_names_token_column_and_expectation(text, column, token, expected):
@@ -275,8 +290,50 @@ def test_limit_of_size():
         return "n" if depth == 0 else f"({tree(depth - 1)} + {tree(depth - 1)})"
 
     assert parse(tree(8)).size == 2**9 - 1
-    with pytest.raises(FormulaError, match=f"has {2**10 - 1} nodes; expected at most {MAX_SIZE}"):
+    with pytest.raises(FormulaError, match=f"has {2**10 - 1} nodes, conditions incl"):
         parse(tree(9))
+
+
+def test_limit_of_size_counts_conditions():
+    long = "sum_i(1, where=" + " or ".join(["y_i > 0"] * 50) + ")"
+    parse(" + ".join([long] * 4))
+    with pytest.raises(FormulaError, match=r"has \d{4} nodes, conditions included; expected at m"):
+        parse(" + ".join([long] * 7))
+
+
+@pytest.mark.parametrize("exponent, levels", [(4, 31), (-4, 21), (3, 60)])
+def test_limit_of_nesting_is_of_the_formula_not_of_its_text(exponent, levels):
+    text = "n"
+    for _ in range(levels):
+        text = f"({text}) ** {exponent}"
+    with pytest.raises(FormulaError, match="nested deeper than 60; expected less nesting"):
+        parse(text)
+
+
+def test_limit_of_nesting_in_conditions():
+    # Each chain of comparisons, for itself, is short enough.
+    text = "y_i > 0"
+    for k in range(8):
+        text = f"({text})" + (" and y_i > 0", " or y_i > 0")[k % 2] * 20
+    with pytest.raises(FormulaError, match="nested deeper than 60; expected less nesting"):
+        parse(f"sum_i(1, where={text})")
+
+
+def test_limit_of_length_is_of_the_canonical_text_too():
+    def tree(leaves: int) -> str:
+        half = leaves // 2
+        return f"min({tree(half)},{tree(leaves - half)})" if half else "9e14"
+
+    assert len(tree(500)) < MAX_TEXT / 2
+    with pytest.raises(FormulaError, match=r"has 10\d+ characters when written out; expected at m"):
+        parse(tree(500))
+
+
+def test_a_fault_is_shown_without_control_characters():
+    with pytest.raises(FormulaError) as caught:
+        parse("n + \x1b[31m\u202e + n")
+    assert "character '\\x1b'" in str(caught.value)
+    assert str(caught.value).replace("\n", "").isprintable()
 
 
 def test_limit_of_comparisons_in_a_row():

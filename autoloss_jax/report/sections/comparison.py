@@ -83,7 +83,7 @@ def _row(
     to_beat: bool,
     counted: bool,
 ) -> Row:
-    kind = str(row.get("kind"))
+    kind, style = str(row.get("kind")), wording.style(row)
     known = kind == "hand_designed" or str(row.get("name")).startswith(kind)
     badges = [] if known else [wording.KINDS.get(kind, kind)]
     badges += ["the one to beat"] if to_beat else []
@@ -92,13 +92,13 @@ def _row(
     words = wording.interval(row.get("difference"), signed=True)
     plot: Any = wording.NOTHING
     if difference:
-        plot = Html(interval_svg(difference, scale, 0.0, kind, f"difference {words}"))
+        plot = Html(interval_svg(difference, scale, 0.0, style, f"difference {words}"))
     mean = wording.interval((row.get("test") or {}).get(run.metric))
     p_value = wording.NOTHING if to_beat else wording.p_value(row)
     cells = [name, plot, wording.NOTHING if to_beat else words, mean, p_value]
     if counted:
         cells.append(wording.NOTHING if to_beat else wording.wins_ties_losses(row))
-    return Row(cells, kind + (" chosen" if row is run.best_row else ""))
+    return Row(cells, f"{style} chosen" if row is run.best_row else style)
 
 
 def _reading(best: str, metric: str) -> str:
@@ -136,7 +136,10 @@ def _test_note(content: Mapping[str, Any]) -> str:
         parts.append(f"Seeds per loss: {seeds}.")
     failed = content.get("failed")
     if isinstance(failed, list) and failed:
-        parts.append(f"Not shown, since training broke down: {', '.join(map(str, failed))}.")
+        reasons = content.get("failure_reasons")
+        why = reasons if isinstance(reasons, dict) else {}
+        names = [f"{name} ({why[name]})" if why.get(name) else str(name) for name in failed]
+        parts.append(f"Not shown, since training broke down: {', '.join(names)}.")
     return " ".join(parts)
 
 
@@ -145,7 +148,7 @@ def _all_metrics(rows: list[Mapping[str, Any]], metric: str, convention: str) ->
     columns = (Column("loss", "name"), *(Column(name.upper(), "number") for name in names))
     body = [
         Row((row.get("name"), *(number(wording.mean_of(row, name)) for name in names)),
-            str(row.get("kind")))
+            wording.style(row))
         for row in rows
     ]  # fmt: skip
     return Html(markup.table(columns, body, "cards") + markup.paragraph(convention, "note"))
@@ -171,7 +174,7 @@ def _statistics(rows: list[Mapping[str, Any]], best: str, convention: str) -> Ht
                 ),
                 wording.wins_ties_losses(row),
             ),
-            str(row.get("kind")),
+            wording.style(row),
         )
         for row in rows
         if row.get("name") != best

@@ -24,7 +24,7 @@ def sizes(run: RunFiles) -> Section:
         if (expression := readable(record.get("formula")))
     ]
     tested = [
-        Sized(expression.size, mean, str(row.get("name")), str(row.get("kind")))
+        Sized(expression.size, mean, str(row.get("name")), wording.style(row))
         for row in run.rows
         if (expression := readable(row.get("formula")))
         and (mean := wording.mean_of(row, run.metric)) is not None
