@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoloss_jax.data.letor_cache import read_cached
+from autoloss_jax.data.letor_files import COMPRESSED_SUFFIXES
 from autoloss_jax.data.letor_text import LetorText, parse_letor
 from autoloss_jax.data.queries import Dataset, Queries
 from autoloss_jax.data.roles import make_fold
@@ -107,6 +108,16 @@ def _read(path: Path, cache: PathLike | None, verify: bool) -> LetorText:
 
 def _find_files(path: PathLike | Sequence[PathLike]) -> tuple[str, dict[str, _Files]]:
     """The name of the data set, and the files of each fold."""
+    try:
+        return _locate_files(path)
+    except AutolossError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL in a name
+        reason = getattr(error, "strerror", None) or error
+        raise AutolossError(f"{path}: cannot be read ({reason})") from error
+
+
+def _locate_files(path: PathLike | Sequence[PathLike]) -> tuple[str, dict[str, _Files]]:
     if isinstance(path, str | os.PathLike):
         folder = Path(path)
         if folder.is_dir():
@@ -143,7 +154,9 @@ def _find_in_folder(folder: Path) -> tuple[str, dict[str, _Files]]:
 
 def _find_roles(folder: Path) -> _Files:
     def find(names: tuple[str, ...]) -> Path | None:
-        return next((folder / name for name in names if (folder / name).is_file()), None)
+        """What stands there, even if it is no file: reading it says so."""
+        every = (name + suffix for suffix in ("", *COMPRESSED_SUFFIXES) for name in names)
+        return next((folder / name for name in every if os.path.lexists(folder / name)), None)
 
     train, validation, test = find(TRAIN_NAMES), find(VALIDATION_NAMES), find(TEST_NAMES)
     if train is None or test is None:
@@ -163,6 +176,12 @@ def _check_count(num_features: int | None) -> int | None:
 
 
 def _check_width(text: LetorText, width: int, zero_based: bool, source: str) -> None:
+    documents = len(text.labels)
+    if documents * width > text.max_values:
+        raise AutolossError(
+            f"{text.path}: {documents} documents with the {width} features of {source}, expected "
+            f"at most {text.max_values} values in all, absent ones included"
+        )
     found = text.num_features(zero_based)
     if found > width:
         raise AutolossError(

@@ -1,0 +1,106 @@
+"""One file through every public way of reading LETOR text, against the reference."""
+
+import io
+import logging
+import re
+import struct
+from contextlib import contextmanager
+
+import numpy as np
+
+from autoloss_jax.data import letor_text, load_letor, read_letor
+from autoloss_jax.errors import AutolossError
+from tests.faults import letor_reference
+from tests.faults.letor_reference import Limits, Parsed, Refused
+
+# Small enough for mutated files to reach them, large enough for many not to.
+LIMITS = Limits(line_bytes=4_000, free_values=200_000)
+
+
+def expect(content, limits=LIMITS):
+    """What the reference makes of it: Parsed or Refused."""
+    try:
+        return letor_reference.parse(content, limits)
+    except Refused as refused:
+        return refused
+
+
+def check(path, cache, expected, may_be_refused=False):
+    """Reads a file, makes its entry in the cache, and opens that again.
+
+    Raises AssertionError where a way differs from what is expected; whatever else a reader raises
+    passes through. With `may_be_refused` a message without a line is as good.
+    """
+    with warned() as messages:
+        read = [outcome(read_letor, path)]
+    log = messages.getvalue()
+    for _ in range(2):
+        read.append(outcome(read_cached, path, cache))
+    for found in read:
+        if isinstance(found, AutolossError):
+            if not may_be_refused:
+                assert isinstance(expected, Refused), f"refused ({found}), expected acceptance"
+                assert line_of(path, found) == expected.line, f"{found}: {expected}"
+            assert str(found).startswith(str(path)), found
+            assert str(found) == str(read[0])
+        else:
+            assert isinstance(expected, Parsed), f"accepted, expected {expected}"
+            assert_same(found, expected)
+    if isinstance(read[0], AutolossError):
+        return False
+    found = re.search(r"(\d+) lines give a feature more than once, the first is line (\d+)", log)
+    lines = expected.repeated_lines
+    assert (found and (int(found[1]), int(found[2]))) == ((len(lines), lines[0]) if lines else None)
+    return True
+
+
+def outcome(read, *arguments):
+    try:
+        return read(*arguments)
+    except AutolossError as error:
+        return error
+
+
+def read_cached(path, cache):
+    (fold,) = load_letor([path, path, path], cache=cache).folds
+    return fold.train
+
+
+def line_of(path, error):
+    """The line that a message names behind the path; 0 for none."""
+    found = re.match(r":(\d+): ", str(error)[len(str(path)) :])
+    return int(found[1]) if found else 0
+
+
+def assert_same(queries, parsed):
+    """Bit for bit."""
+    names = tuple(name.decode("utf-8", "backslashreplace") for name in parsed.query_ids)
+    assert queries.query_ids == names
+    assert queries.offsets.tolist() == parsed.offsets
+    assert queries.labels.tobytes() == b"".join(parsed.labels)
+    features = np.zeros((len(parsed.rows), parsed.num_features), np.float32)
+    for number, row in enumerate(parsed.rows):
+        for index, value in row.items():
+            (features[number, index - (not parsed.has_zero)],) = struct.unpack("<f", value)
+    assert queries.features.shape == features.shape
+    assert np.asarray(queries.features).tobytes() == features.tobytes()
+
+
+@contextmanager
+def warned():
+    """What is logged in the meantime."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger = logging.getLogger("autoloss_jax.data.letor")
+    logger.addHandler(handler)
+    try:
+        yield stream
+    finally:
+        logger.removeHandler(handler)
+
+
+def set_limits(patch, block_bytes):
+    """Blocks that end anywhere, and the limits of the reference."""
+    patch.setattr(letor_text, "_BLOCK_BYTES", block_bytes)
+    patch.setattr(letor_text, "FREE_VALUES", LIMITS.free_values)
+    patch.setattr("autoloss_jax.data.letor_files.MAX_LINE_BYTES", LIMITS.line_bytes)
