@@ -48,13 +48,14 @@ class Parsed:
 def parse(content, limits):
     """What the bytes of a file hold. Raises Refused."""
     parsed = Parsed()
-    text = content[3:] if content[:3] == b"\xef\xbb\xbf" else content
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise Refused(0)
     held = min(limits.values, max(limits.free_values, limits.values_per_byte * len(content)))
-    for number, line in enumerate(text.split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if len(line) > limits.line_bytes:
             raise Refused(number)
+        if number == 1 and line[:3] == b"\xef\xbb\xbf":
+            line = line[3:]
         try:
             read_line(line, parsed, number, limits)
         except ValueError:
