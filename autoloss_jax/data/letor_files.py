@@ -27,7 +27,8 @@ MAX_UNPACKED, MAX_RATIO = 1 << 26, 100
 """A file that unpacks to more bytes than the first, and to more than so many times its size, is
 none of ranking data, which shrink by a factor of 5 to 20."""
 
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+"""Looked for in a folder; the last only to say that it is not read."""
 
 _RAW_BYTES = 1 << 18  # compressed bytes read at once
 _MAX_LZMA_MEMORY = 1 << 28  # `xz -9` takes 65 MB

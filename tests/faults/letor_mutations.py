@@ -43,11 +43,13 @@ def make_files():
         for d in range(15)
     )
     singles = b"".join(b"1 qid:%d 1:%d 2:0\n" % (d, d) for d in range(40))
+    widening = b"".join(b"1 qid:1 %d:%d # %d\n" % (d, d, d) for d in range(1, 25))
     return [
         dense,
         sparse,
         exponents,
         singles,
+        widening,
         dense.replace(b"\n", b" #docid = GX012-34 inc = 1 prob = 0.5\n"),
         sparse.replace(b"\n", b"\r\n"),
         b"\xef\xbb\xbf" + exponents,

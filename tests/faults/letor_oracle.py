@@ -1,8 +1,10 @@
 """One file through every public way of reading LETOR text, against the reference."""
 
+import faulthandler
 import io
 import logging
 import re
+import signal
 import struct
 from contextlib import contextmanager
 
@@ -104,3 +106,20 @@ def set_limits(patch, block_bytes):
     patch.setattr(letor_text, "_BLOCK_BYTES", block_bytes)
     patch.setattr(letor_text, "FREE_VALUES", LIMITS.free_values)
     patch.setattr("autoloss_jax.data.letor_files.MAX_LINE_BYTES", LIMITS.line_bytes)
+
+
+@contextmanager
+def time_limit(seconds):
+    """TimeoutError in the main thread for what takes longer, which hangs."""
+
+    def ring(*_):
+        faulthandler.dump_traceback()
+        raise TimeoutError(f"more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -3,37 +3,21 @@
 Repeat one file by its seed and number: `random.Random(f"{seed}-{number}")`.
 """
 
-import faulthandler
 import logging
 import os
 import random
 import shutil
-import signal
 
 import pytest
 
 from tests.faults import letor_reference
 from tests.faults.letor_mutations import compress, make_files, mutate
-from tests.faults.letor_oracle import LIMITS, check, expect, set_limits
+from tests.faults.letor_oracle import LIMITS, check, expect, set_limits, time_limit
 
 SECONDS = 20  # for one file; they take some milliseconds
 
 
-@pytest.fixture
-def alarm():
-    """Ends a test that hangs, by an exception in the main thread."""
-
-    def ring(*_):
-        faulthandler.dump_traceback()
-        raise TimeoutError(f"one file took more than {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    yield lambda: signal.alarm(SECONDS)
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def test_mutated_files(request, tmp_path, monkeypatch, alarm, caplog):
+def test_mutated_files(request, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.ERROR, "autoloss_jax.data.roles")  # of one file in three roles
     monkeypatch.setattr(os, "fsync", lambda file: None)
     count = request.config.getoption("--fuzz-files")
@@ -50,12 +34,9 @@ def test_mutated_files(request, tmp_path, monkeypatch, alarm, caplog):
         if rng.random() < 0.1:
             packed = compress(rng, content)
         path.write_bytes(packed)
-        alarm()
         try:
-            if packed is content:
-                good = check(path, cache, expected)
-            else:  # damage that a checksum does not find changes nothing that is read
-                good = check(path, cache, expected, may_be_refused=True)
+            with time_limit(SECONDS):  # damage to what is compressed may change nothing
+                good = check(path, cache, expected, may_be_refused=packed is not content)
         except BaseException as error:
             error.add_note(f"seed {seed}, file {number}: {packed!r}")
             raise
