@@ -62,7 +62,7 @@ def read_block(text: bytes) -> Block | None:
 
 
 def _read_block(text: bytes) -> Block:
-    if b"\0" in text or text.count(b"\r") != text.count(b"\r\n"):
+    if b"\0" in text or (b"\r" in text and text.count(b"\r") != text.count(b"\r\n")):
         raise _Odd
     # A word is read backwards from the end of a number, hence room before the first.
     text = b"\n" * _WORD + text + b"\n"
@@ -114,8 +114,9 @@ def _without_comments(data: np.ndarray) -> tuple[bytes, np.ndarray]:
     data = data.copy()
     hashes = np.flatnonzero(data == ord("#"))
     ends = np.flatnonzero(data == _NEWLINE)
-    lines, first = np.unique(np.searchsorted(ends, hashes), return_index=True)
-    for start, end in zip(hashes[first].tolist(), ends[lines].tolist(), strict=True):
+    line = np.searchsorted(ends, hashes)
+    first = np.diff(line, prepend=-1) > 0  # of a line of its own, or this costs their square
+    for start, end in zip(hashes[first].tolist(), ends[line[first]].tolist(), strict=True):
         data[start:end] = 32
     return data.tobytes(), data
 

@@ -95,11 +95,17 @@ def parse_letor(path: Path) -> LetorText:
     """
     with LineReader(path) as reader:
         text = LetorText(path, size=reader.size)
-        for line, lines, block in _read_blocks(reader):
-            if block is not None and _add(text, block, line):
-                continue
-            added = _add(text, _read_strictly(text, lines, line), line)
-            assert added, "the strict reader has accepted what cannot be added"
+        try:
+            for line, lines, block in _read_blocks(reader):
+                if block is not None and _add(text, block, line):
+                    continue
+                added = _add(text, _read_strictly(text, lines, line), line)
+                assert added, "the strict reader has accepted what cannot be added"
+        except MemoryError as error:
+            raise AutolossError(
+                f"{path}:{reader.line}: no memory for {len(text.labels)} documents with "
+                f"{text.highest} features, each of which takes 4 bytes"
+            ) from error
         text.sha256 = reader.sha256
     if not text.labels:
         raise AutolossError(

@@ -12,6 +12,7 @@ run; give its name instead of the folder to see it again.
 import logging
 import os
 import random
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ COUNTS = {"accepted": 0, "refused": 0}
 def check_file(data: bytes) -> None:
     """The first byte says where blocks end and whether the cache takes part."""
     how, content = data[0] if data else 0, data[1:]
+    PATCH.undo()
     letor_oracle.set_limits(PATCH, BLOCKS[how % len(BLOCKS)])
     path = FOLDER / "file.txt"
     path.write_bytes(content)
@@ -42,6 +44,7 @@ def check_file(data: bytes) -> None:
     COUNTS["accepted" if good else "refused"] += 1
     if sum(COUNTS.values()) % 10_000 == 0:
         print(COUNTS, flush=True)
+        shutil.rmtree(FOLDER / "cache", ignore_errors=True)
 
 
 def change(data: bytes, max_size: int, seed: int) -> bytes:

@@ -399,6 +399,16 @@ def test_values_are_limited_when_another_file_has_more_features(tmp_path, monkey
         read_letor(tmp_path / "test.txt", num_features=1000)
 
 
+def test_memory_that_is_not_there(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(letor_text, "_add_features", refuse)
+    (tmp_path / "file.txt").write_bytes(PLAIN)
+    with pytest.raises(AutolossError, match="file.txt:4: no memory for 3 documents with 2 featur"):
+        read_letor(tmp_path / "file.txt")
+
+
 def test_features_that_widen_again_and_again(tmp_path, monkeypatch):
     """A higher index in every block: the columns kept ahead are gone in the end."""
     monkeypatch.setattr(letor_text, "_BLOCK_BYTES", 1)
