@@ -8,6 +8,7 @@ instead. Splits are `train`, `vali` and `test`; `istella/main` comes without `va
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -131,9 +132,7 @@ def _read_split(name: str, split: str, examples: _Examples) -> Queries:
         labels.append(label)
         query_id = example.get(_QUERY, f"{split}-{number}")
         known = isinstance(query_id, bytes)
-        query_ids.append(
-            query_id.decode("utf-8", "backslashreplace") if known else str(query_id)
-        )
+        query_ids.append(query_id.decode("utf-8", "backslashreplace") if known else str(query_id))
     if not features:
         raise AutolossError(f"{where}: no queries, expected at least one")
     widths = {block.shape[1] for block in features}
@@ -147,15 +146,18 @@ def _read_split(name: str, split: str, examples: _Examples) -> Queries:
 
 def _read_examples(where: str, examples: _Examples) -> Iterator[Mapping[str, Any]]:
     """The examples; what the library raises for damaged files is of no kind that can be named."""
-    number = 0
-    try:
-        for number, example in enumerate(examples, start=1):
-            yield example
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise AutolossError(
-            f"{where}, query {number + 1}: TensorFlow Datasets cannot read it: {reason}"
-        ) from error
+    rest = iter(examples)
+    for number in itertools.count(1):
+        try:
+            example = next(rest)
+        except StopIteration:
+            return
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise AutolossError(
+                f"{where}, query {number}: TensorFlow Datasets cannot read it: {reason}"
+            ) from error
+        yield example
 
 
 def _read_example(where: str, example: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

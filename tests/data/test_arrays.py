@@ -50,7 +50,12 @@ def test_ids_are_text_or_whole_numbers(ids, names):
         (np.zeros((2, 1)), [0, 1], np.array(["a", None], object), "id of document 1 is missing"),
         (np.zeros((2, 1)), [0, 1], np.array(["1", 1], object), "id of document 1 is 1, expected w"),
         (np.zeros((2, 1)), [0, 1], np.array([(1,), None], object)[:1], "document 0 is .1,., expec"),
-        (np.zeros((2, 1)), [0, 1], [2.0**60, 1], r"floats of 2\*\*53 or more, which may be rounded"),
+        (
+            np.zeros((2, 1)),
+            [0, 1],
+            [2.0**60, 1],
+            r"floats of 2\*\*53 or more, which may be rounded",
+        ),
         (np.zeros((2, 1)), [0, 1], np.ma.masked_equal([1, 2], 2), "query_ids: masked values"),
         (np.zeros((2, 1)), [0, 1], np.zeros(2, "M8[D]"), "datetime64.D., expected whole numbers"),
         (np.zeros((2, 1)), [0, 1], [[1], [1, 2]], "query_ids: expected one id a document"),

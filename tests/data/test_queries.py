@@ -67,7 +67,10 @@ def test_concatenate_is_the_inverse_of_splitting():
         ({"labels": ["a"] * 6}, "labels: an array of <U1, expected an array of real numbers"),
         ({"labels": [1j] * 6}, "labels: an array of complex128, expected an array of real numbers"),
         ({"features": [[1], [1, 2]]}, "features: expected an array of real numbers: .*inhomog"),
-        ({"features": np.zeros((6, 2), "M8[s]")}, r"features: an array of datetime64\[s\], expected"),
+        (
+            {"features": np.zeros((6, 2), "M8[s]")},
+            r"features: an array of datetime64\[s\], expected",
+        ),
         ({"features": np.ma.masked_less(np.eye(6, 2), 1)}, "features: masked values, expected a"),
         ({"features": np.full((6, 2), 10**400, object)}, "an array of float32: int too large"),
         ({"features": np.zeros((6, 0))}, r"features of shape \(6, 0\), expected at least one"),

@@ -7,18 +7,21 @@ import os
 from pathlib import Path
 
 NUMBERS = (
-    "0 1 -1 +1 -0 1. .5 -.5 +.5e3 . e5 1e 1e5 1E+05 1e-05 5e-324 1e-400 1e38 3.4028235e38 3.5e38 1e39 1e400 "
-    "1e99999999 9007199254740993 90071992.54740993 0.1234567890123456789 00000000000000000001 123456789 "
-    "12345678.87654321 000.0000 1_000 1,5 0x1p3 0x10 1e5e5 1.2.3 1-2 1+2 --1 +-1 nan NaN inf -inf Infinity "
-    "NULL null None True 1f 1d 1/2 ½ ١٢ ２ 1\u00a0 \u2212" + "1" * 400 + " 0." + "0" * 330 + "1"
+    "0 1 -1 +1 -0 1. .5 -.5 +.5e3 . e5 1e 1e5 1E+05 1e-05 5e-324 1e-400 1e38 3.4028235e38 3.5e38 "
+    "1e39 1e400 1e99999999 9007199254740993 90071992.54740993 0.1234567890123456789 "
+    "00000000000000000001 123456789 12345678.87654321 000.0000 1_000 1,5 0x1p3 0x10 1e5e5 1.2.3 "
+    "1-2 1+2 --1 +-1 nan NaN inf -inf Infinity NULL null None True 1f 1d 1/2 ½ ١٢ ２ 1\u00a0 "
+    "\u2212" + "1" * 400 + " 0." + "0" * 330 + "1"
 ).encode().split(b" ")  # fmt: skip
 INDICES = (
-    "0 1 2 3 00 01 000000001 +1 -1 -0 1.0 1e1 1_0 999 99999 999999 1000000 1000001 2147483647 2147483648 "
-    "4294967297 9223372036854775808 99999999999999999999999 ٣ a qid nan"
+    "0 1 2 3 00 01 000000001 +1 -1 -0 1.0 1e1 1_0 999 99999 999999 1000000 1000001 2147483647 "
+    "2147483648 4294967297 9223372036854775808 99999999999999999999999 ٣ a qid nan"
 ).encode().split(b" ")  # fmt: skip
 LABELS = b"0 1 2 31 31.0 31.0000001 32 -1 -0 0.5 +2 2. 1e1 1e-50 nan inf NULL 1:2 1_0 qid:1".split()
-QUERIES = b"qid: qid:1 qid:2 qid:01 qid:a:b qid:\xff qid:\xc3\xa4 QID:1 qid=1 qid :1 qid:1# 1:1".split(
-    b" "
+QUERIES = (
+    b"qid: qid:1 qid:2 qid:01 qid:a:b qid:\xff qid:\xc3\xa4 QID:1 qid=1 qid :1 qid:1# 1:1".split(
+        b" "
+    )
 )
 BLANKS = [b"\t", b"  ", b"\r", b"\v", b"\f", b"\0", b"\x1c", b"\xc2\xa0", b"\xe2\x80\xa8", b"\x85"]
 BLANKS += [b"", b",", b";"]
@@ -31,13 +34,17 @@ COMPRESSORS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress
 def make_files():
     """Regular and sparse, with comments, of several ends and notations."""
     dense = b"".join(
-        b"%d qid:%d " % (d % 3, d // 4) + b" ".join(b"%d:0.%06d" % (k, (d * k * 7919) % 10**6) for k in range(1, 9)) + b"\n"
+        b"%d qid:%d " % (d % 3, d // 4)
+        + b" ".join(b"%d:0.%06d" % (k, (d * k * 7919) % 10**6) for k in range(1, 9))
+        + b"\n"
         for d in range(16)
-    )  # fmt: skip
+    )
     sparse = b"".join(
-        b"%d.0 qid:q%d " % (d % 5, d // 3) + b" ".join(b"%d:%d" % (k, d - k) for k in range(1 + d % 4, 90, 17)) + b"\n"
+        b"%d.0 qid:q%d " % (d % 5, d // 3)
+        + b" ".join(b"%d:%d" % (k, d - k) for k in range(1 + d % 4, 90, 17))
+        + b"\n"
         for d in range(12)
-    )  # fmt: skip
+    )
     exponents = b"".join(
         b"%d qid:%d 1:%de-05 3:-1.%dE+3 7:1234567890.%d # doc %d\n" % (d % 2, d // 5, d, d, d, d)
         for d in range(15)

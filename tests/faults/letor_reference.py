@@ -14,7 +14,7 @@ BLANKS = b" \t\r\v\f"
 
 
 @dataclass
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """The line at fault, or 0 where it is the file as a whole."""
 
     line: int

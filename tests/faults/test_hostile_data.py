@@ -6,8 +6,6 @@ import lzma
 import os
 import random
 import re
-import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -58,7 +56,7 @@ POLICIES = {
     "constant features": (b"1 qid:1 1:1 2:7\n0 qid:1 1:2 2:7\n", [[1, 7], [2, 7]]),
     "NaN or Inf": (PLAIN + b"1 qid:3 1:1 2:nan\n", "file.txt:4: value of feature 2 is 'nan'"),
     "`NULL`": (PLAIN + b"1 qid:3 1:NULL\n", "file.txt:4: value of feature 1 is 'NULL'"),
-    "beyond a 32-bit float": (PLAIN + b"1 qid:3 1:1e39\n", "file.txt:4: value of .* is '1e39', exp"),
+    "beyond a 32-bit float": (PLAIN + b"1 qid:3 1:1e39\n", "file.txt:4: value of .* is '1e39'"),
     "`1_000`, `0x1p3`, other digits": (
         PLAIN + "1 qid:3 1:١\n".encode(),
         "file.txt:4: value of feature 1 is '١', expected a finite number",
@@ -67,11 +65,11 @@ POLICIES = {
         b"1 qid:1 1:+5 2:1. 3:.5 4:007 5:5E-1\n",
         [[5, 1, 0.5, 7, 0.5]],
     ),
-    "negative labels": (PLAIN + b"-1 qid:3 1:1\n", "file.txt:4: label '-1', expected a number from"),
+    "negative labels": (PLAIN + b"-1 qid:3 1:1\n", "file.txt:4: label '-1', expected a number"),
     "fractional labels": (b"0.5 qid:1 1:1\n", [[1]]),
-    "labels over 31": (PLAIN + b"32 qid:3 1:1\n", "file.txt:4: label '32', expected a number from"),
-    "a query of one document": (PLAIN + b"0 qid:3 1:1 2:2\n", [[0.5, 1], [3, -4e-6], [7, 8], [1, 2]]),
-    "no query id": (PLAIN + b"1 qid: 1:1\n", "file.txt:4: 'qid:' after the label, expected qid:<id>"),
+    "labels over 31": (PLAIN + b"32 qid:3 1:1\n", "file.txt:4: label '32', expected a number"),
+    "a query of one document": (b"0 qid:1 1:1 2:2\n1 qid:2 2:1\n", [[1, 2], [0, 1]]),
+    "no query id": (PLAIN + b"1 qid: 1:1\n", "file.txt:4: 'qid:' after the label, expected qid:"),
     "the documents of a query apart": (
         PLAIN + b"1 qid:1 1:1\n",
         "file.txt:4: query '1' again, after its block from line 1; expected the lines of a query",
@@ -147,7 +145,7 @@ FILES = {
     "a folder in place of a file": (Path.mkdir, "is a folder, expected a file of LETOR text"),
     "a FIFO": (os.mkfifo, "is a FIFO, expected a file of LETOR text"),
     "a socket": (make_socket, "is a socket, expected a file of LETOR text"),
-    "a device": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a file of LETOR"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a file"),
     "links in a circle": (lambda path: path.symlink_to(path), "cannot be read .*[Ss]y?m?.*links?"),
     "no permission to read": (Path.touch, "cannot be read .Permission denied., expected a file"),
 }  # fmt: skip
@@ -174,7 +172,10 @@ def test_what_is_no_ordinary_file(tmp_path, monkeypatch, name, place):
     with time_limit(20):
         with pytest.raises(AutolossError, match=expected):
             read_letor(path)
-        for source in (tmp_path, [tmp_path / name for name in ("train.txt", "vali.txt", "test.txt")]):
+        for source in (
+            tmp_path,
+            [tmp_path / name for name in ("train.txt", "vali.txt", "test.txt")],
+        ):
             for cache in (None, tmp_path / "cache"):
                 with pytest.raises(AutolossError, match=expected):
                     load_letor(source, cache=cache)
@@ -224,7 +225,9 @@ class TestCompressed:
         ):
             path.write_bytes(packed)
             queries = read_letor(path)
-            assert queries.features.tolist() == np.array([[0.5, 1], [3, -4e-6], [7, 8]], "f").tolist()
+            assert (
+                queries.features.tolist() == np.array([[0.5, 1], [3, -4e-6], [7, 8]], "f").tolist()
+            )
 
     def test_lines_are_named(self, tmp_path, pack):
         (tmp_path / "file.txt").write_bytes(pack(PLAIN + b"1 qid:3 1:x\n"))
@@ -237,7 +240,7 @@ class TestCompressed:
         path.write_bytes(PLAIN)
         plain = read_letor(path).features.tolist()
         one = pack(PLAIN)
-        refused = 0
+        messages = []
         for content in (one, one + one):
             expected = plain if content == one else None  # its queries would come twice
             for place in range(0, len(content), 3):
@@ -247,9 +250,9 @@ class TestCompressed:
                 try:
                     assert read_letor(path).features.tolist() == expected
                 except AutolossError as error:
-                    assert str(error).startswith(f"{path}:")
-                    refused += 1
-        assert refused > len(one) / 4
+                    messages.append(str(error))
+        assert len(messages) > len(one) / 4
+        assert all(message.startswith(f"{path}:") for message in messages)
 
     def test_every_cut_is_found(self, tmp_path, pack):
         path = tmp_path / "file.txt"
