@@ -1,7 +1,8 @@
 """LETOR folders and files to data sets.
 
 What is accepted: a folder of ``Fold1``, ``Fold2``, ... each with a training, validation and test
-file; one such folder; or three files. Choices made where the format leaves them open:
+file; one such folder; or three files. Each file is plain or compressed by gzip, bzip2 or xz.
+Choices made where the format leaves them open:
 
 * Feature indices start at 1. If index 0 occurs anywhere in a data set, all its indices start at 0.
 * Absent features are 0. A feature given twice in a line has its last value (as in TensorFlow
@@ -71,7 +72,7 @@ def load_letor(
 
     Returns:
         The data set, the same with and without a cache; its ``sha256`` is over the content of all
-        files and ``num_features``.
+        files, as they are on the disk, and ``num_features``.
 
     Raises:
         AutolossError: files missing or not as expected, or a validation or test file with more
@@ -120,14 +121,14 @@ def _find_files(path: PathLike | Sequence[PathLike]) -> tuple[str, dict[str, _Fi
 def _locate_files(path: PathLike | Sequence[PathLike]) -> tuple[str, dict[str, _Files]]:
     if isinstance(path, str | os.PathLike):
         folder = Path(path)
-        if folder.is_dir():
+        if os.path.isdir(folder):  # unlike Path's, False for what is too long for a name
             return _find_in_folder(folder)
         parts = [part.strip() for part in os.fspath(path).split(",")]
         if len(parts) == 1:
             raise AutolossError(
                 f"{path}: expected a folder of folds, the folder of one fold, or three files "
                 "(training, validation, test) separated by commas"
-                + ("" if folder.exists() else "; there is no such file or folder")
+                + ("" if os.path.exists(folder) else "; there is no such file or folder")
             )
     else:
         parts = [os.fspath(part) for part in path]

@@ -30,7 +30,7 @@ none of ranking data, which shrink by a factor of 5 to 20."""
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 """Looked for in a folder; the last only to say that it is not read."""
 
-_RAW_BYTES = 1 << 18  # compressed bytes read at once
+_RAW_BYTES = 1 << 16  # compressed bytes read at once; copied for each of many short streams
 _MAX_LZMA_MEMORY = 1 << 28  # `xz -9` takes 65 MB
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 _UNREAD = {

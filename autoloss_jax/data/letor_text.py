@@ -90,8 +90,8 @@ def parse_letor(path: Path) -> LetorText:
     """Parse one file.
 
     Raises:
-        AutolossError: the file is missing, is a folder, has no documents, or has a line that is
-            not as expected; the message names the file and the line.
+        AutolossError: the file is missing, no ordinary file or damaged, has no documents, or has a
+            line that is not as expected; the message names the file and the line.
     """
     with LineReader(path) as reader:
         text = LetorText(path, size=reader.size)

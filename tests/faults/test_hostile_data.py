@@ -210,6 +210,14 @@ def test_names_that_no_file_can_have(name, message):
         load_letor(name)
 
 
+def test_three_names_together_may_be_too_long_for_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [letter * 100 for letter in "abc"]
+    for name in names:
+        Path(name).write_bytes(PLAIN)
+    assert len(load_letor(",".join(names)).folds[0].test) == 2
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 class TestCompressed:
     """Every one of the three, by its first bytes and whatever its name."""
