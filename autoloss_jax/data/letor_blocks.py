@@ -62,12 +62,14 @@ def read_block(text: bytes) -> Block | None:
 
 
 def _read_block(text: bytes) -> Block:
-    if b"\0" in text or (b"\r" in text and text.count(b"\r") != text.count(b"\r\n")):
+    if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
         raise _Odd
     # A word is read backwards from the end of a number, hence room before the first.
     text = b"\n" * _WORD + text + b"\n"
     data = np.frombuffer(text, np.uint8)
     if b"#" in text:
+        if b"\0" in text:
+            raise _Odd
         text, data = _without_comments(data)
     _refuse((data < _LEAST_BLANK) | (data - np.uint8(_MOST_CONTROL) < 32 - _MOST_CONTROL))
     cuts = np.flatnonzero((data <= 32) | (data == _COLON) | (data == _DOT))

@@ -103,8 +103,9 @@ class LineReader:
 
     def read_lines(self, size: int) -> bytes:
         """Whole lines of about `size` bytes, or one longer line; nothing at the end."""
-        parts = [self._rest]
+        parts: list[bytes | memoryview] = [self._rest]
         length = len(self._rest)
+        self._rest = b""
         while part := self._read(size):
             first = part.find(b"\n")
             if length + (len(part) if first < 0 else first) > MAX_LINE_BYTES:
@@ -112,13 +113,14 @@ class LineReader:
                     f"{self.path}:{self.line}: a line of more than {MAX_LINE_BYTES} bytes, "
                     "expected lines '<label> qid:<id> 1:<value> ...'"
                 )
+            if first >= 0:
+                end = part.rfind(b"\n") + 1
+                parts.append(memoryview(part)[:end])
+                self._rest = part[end:]
+                break
             length += len(part)
             parts.append(part)
-            if first >= 0:
-                break
-        text = b"".join(parts)
-        end = text.rfind(b"\n") + 1 if part else len(text)
-        lines, self._rest = text[:end], text[end:]
+        lines = b"".join(parts)
         self.line += lines.count(b"\n")
         return lines
 

@@ -242,7 +242,7 @@ def _read_strictly(text: LetorText, lines: bytes, first_line: int) -> Block:
     indices, values = array("q"), array("d")  # not lists, which take 4 times the memory
     begun: dict[bytes, int] = {}  # queries, and the line they begin at
     last = next(reversed(text.query_ids), None)
-    highest, highest_line = text.highest, text.highest_line
+    highest, highest_line, most = text.highest, text.highest_line, text.max_values
     for place, line in enumerate(lines.split(b"\n")):
         if not line:
             continue
@@ -275,10 +275,10 @@ def _read_strictly(text: LetorText, lines: bytes, first_line: int) -> Block:
             if index > highest:
                 highest, highest_line = index, first_line + place
         documents = len(text.labels) + len(labels)
-        if documents * (highest + 1) > text.max_values:
+        if documents * (highest + 1) > most:
             raise AutolossError(
                 f"{where}: feature index {highest} (of line {highest_line}) with {documents} "
-                f"documents, expected at most {text.max_values} values in all, absent ones included"
+                f"documents, expected at most {most} values in all, absent ones included"
             )
     return Block(
         np.array(places, np.int64), labels, queries, np.array(counts, np.int64),
