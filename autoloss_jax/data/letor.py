@@ -1,7 +1,8 @@
 """LETOR folders and files to data sets.
 
 What is accepted: a folder of ``Fold1``, ``Fold2``, ... each with a training, validation and test
-file; one such folder; or three files. Choices made where the format leaves them open:
+file; one such folder; or three files. Each file is plain or compressed by gzip, bzip2 or xz.
+Choices made where the format leaves them open:
 
 * Feature indices start at 1. If index 0 occurs anywhere in a data set, all its indices start at 0.
 * Absent features are 0. A feature given twice in a line has its last value (as in TensorFlow
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoloss_jax.data.letor_cache import read_cached
+from autoloss_jax.data.letor_files import COMPRESSED_SUFFIXES
 from autoloss_jax.data.letor_text import LetorText, parse_letor
 from autoloss_jax.data.queries import Dataset, Queries
 from autoloss_jax.data.roles import make_fold
@@ -70,7 +72,7 @@ def load_letor(
 
     Returns:
         The data set, the same with and without a cache; its ``sha256`` is over the content of all
-        files and ``num_features``.
+        files, as they are on the disk, and ``num_features``.
 
     Raises:
         AutolossError: files missing or not as expected, or a validation or test file with more
@@ -107,16 +109,26 @@ def _read(path: Path, cache: PathLike | None, verify: bool) -> LetorText:
 
 def _find_files(path: PathLike | Sequence[PathLike]) -> tuple[str, dict[str, _Files]]:
     """The name of the data set, and the files of each fold."""
+    try:
+        return _locate_files(path)
+    except AutolossError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL in a name
+        reason = getattr(error, "strerror", None) or error
+        raise AutolossError(f"{path}: cannot be read ({reason})") from error
+
+
+def _locate_files(path: PathLike | Sequence[PathLike]) -> tuple[str, dict[str, _Files]]:
     if isinstance(path, str | os.PathLike):
         folder = Path(path)
-        if folder.is_dir():
+        if os.path.isdir(folder):  # unlike Path's, False for what is too long for a name
             return _find_in_folder(folder)
         parts = [part.strip() for part in os.fspath(path).split(",")]
         if len(parts) == 1:
             raise AutolossError(
                 f"{path}: expected a folder of folds, the folder of one fold, or three files "
                 "(training, validation, test) separated by commas"
-                + ("" if folder.exists() else "; there is no such file or folder")
+                + ("" if os.path.exists(folder) else "; there is no such file or folder")
             )
     else:
         parts = [os.fspath(part) for part in path]
@@ -143,7 +155,9 @@ def _find_in_folder(folder: Path) -> tuple[str, dict[str, _Files]]:
 
 def _find_roles(folder: Path) -> _Files:
     def find(names: tuple[str, ...]) -> Path | None:
-        return next((folder / name for name in names if (folder / name).is_file()), None)
+        """What stands there, even if it is no file: reading it says so."""
+        every = (name + suffix for suffix in ("", *COMPRESSED_SUFFIXES) for name in names)
+        return next((folder / name for name in every if os.path.lexists(folder / name)), None)
 
     train, validation, test = find(TRAIN_NAMES), find(VALIDATION_NAMES), find(TEST_NAMES)
     if train is None or test is None:
@@ -163,6 +177,12 @@ def _check_count(num_features: int | None) -> int | None:
 
 
 def _check_width(text: LetorText, width: int, zero_based: bool, source: str) -> None:
+    documents = len(text.labels)
+    if documents * width > text.max_values:
+        raise AutolossError(
+            f"{text.path}: {documents} documents with the {width} features of {source}, expected "
+            f"at most {text.max_values} values in all, absent ones included"
+        )
     found = text.num_features(zero_based)
     if found > width:
         raise AutolossError(

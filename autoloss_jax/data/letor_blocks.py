@@ -8,7 +8,6 @@ or wrong, makes it give up on the block: the strict reader of `letor_text` then 
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,10 +62,14 @@ def read_block(text: bytes) -> Block | None:
 
 
 def _read_block(text: bytes) -> Block:
+    if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
+        raise _Odd
     # A word is read backwards from the end of a number, hence room before the first.
     text = b"\n" * _WORD + text + b"\n"
     data = np.frombuffer(text, np.uint8)
     if b"#" in text:
+        if b"\0" in text:
+            raise _Odd
         text, data = _without_comments(data)
     _refuse((data < _LEAST_BLANK) | (data - np.uint8(_MOST_CONTROL) < 32 - _MOST_CONTROL))
     cuts = np.flatnonzero((data <= 32) | (data == _COLON) | (data == _DOT))
@@ -114,7 +117,8 @@ def _without_comments(data: np.ndarray) -> tuple[bytes, np.ndarray]:
     hashes = np.flatnonzero(data == ord("#"))
     ends = np.flatnonzero(data == _NEWLINE)
     line = np.searchsorted(ends, hashes)
-    for start, end in zip(hashes.tolist(), ends[line].tolist(), strict=True):
+    first = np.diff(line, prepend=-1) > 0  # of a line of its own, or this costs their square
+    for start, end in zip(hashes[first].tolist(), ends[line[first]].tolist(), strict=True):
         data[start:end] = 32
     return data.tobytes(), data
 
@@ -202,16 +206,13 @@ def _read_digits(
 
 def _read_any(texts: list[bytes]) -> np.ndarray:
     """f64: numbers with exponents or many digits."""
-    joined = b" ".join(texts)
-    if joined.translate(None, b"0123456789.+-eE "):
-        raise _Odd
-    with warnings.catch_warnings(), np.errstate(over="ignore"):
-        warnings.simplefilter("error")  # numpy warns where the text stops being numbers
-        try:
-            # The numpy stubs want str; ASCII either way.
-            values = np.fromstring(joined.decode("ascii"), dtype=np.float64, sep=" ")
-        except (DeprecationWarning, ValueError):
-            raise _Odd from None
-        if len(values) != len(texts) or not np.isfinite(values.astype(np.float32)).all():
+    if b"".join(texts).translate(None, b"0123456789.+-eE"):
+        raise _Odd  # float would take more than NUMBER does
+    try:
+        values = np.array([float(text) for text in texts])
+    except ValueError:
+        raise _Odd from None
+    with np.errstate(over="ignore"):
+        if not np.isfinite(values.astype(np.float32)).all():
             raise _Odd
     return values

@@ -1,7 +1,7 @@
 """Parsed LETOR text, kept in files that are memory-mapped when the same text is read again.
 
-    FOLDER/letor-1/<size>-<sha256 of the text>/   features.npy labels.npy starts.npy about.json
-    FOLDER/letor-1/<sha256 of a path>.json        the content that was last seen at that path
+    FOLDER/letor-2/<size>-<sha256 of the text>/   features.npy labels.npy starts.npy about.json
+    FOLDER/letor-2/<sha256 of a path>.json        the content that was last seen at that path
 
 An entry belongs to the content of a text, wherever that lies. To open it at once, no text of many
 gigabytes is hashed again whose size, times of modification and change, and inode are those it had
@@ -26,15 +26,16 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from autoloss_jax.data.letor_files import stat_file
 from autoloss_jax.data.letor_text import LetorText, parse_letor
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import read_json, sync_folder, write_json
 
-FORMAT = 1
+FORMAT = 2
 """Of the entries; another one is kept apart and never read."""
 
 _ARRAYS = {"features": "<f4", "labels": "<f4", "starts": "<i8"}
-_FACTS = ("highest", "zero_used", "repeats", "first_repeat")
+_FACTS = ("size", "highest", "zero_used", "repeats", "first_repeat")
 _CHUNK_BYTES = 1 << 24
 _ABANDONED_SECONDS = 86_400.0
 _SETTLED_SECONDS = 2.0  # file systems' clocks tick at least so often
@@ -57,14 +58,15 @@ def read_cached(path: Path, cache: Path, *, verify: bool = False) -> LetorText:
     Raises:
         AutolossError: as `parse_letor`.
     """
-    if not path.is_file():
-        return parse_letor(path)  # says what is wrong
+    state, seen = _state(path), time.time()
     folder = cache / f"letor-{FORMAT}"
     stamp = folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
-    state, seen = _state(path), time.time()
     content = None if verify else _stamped(stamp, state)
-    if content is None and any(folder.glob(f"{state['size']}-*")):
-        content = _hash(path)
+    try:
+        if content is None and any(folder.glob(f"{state['size']}-*")):
+            content = _hash(path)
+    except OSError:
+        pass  # parsing says what is wrong
     if content is not None:
         entry = folder / f"{state['size']}-{content}"
         try:
@@ -88,8 +90,8 @@ def read_cached(path: Path, cache: Path, *, verify: bool = False) -> LetorText:
 
 
 def _state(path: Path) -> dict[str, int]:
-    """What changes whenever the content of a file does."""
-    found = path.stat()
+    """What changes whenever the content of a file does. Raises AutolossError as `stat_file`."""
+    found = stat_file(path)
     return {
         "size": found.st_size,
         "modified": found.st_mtime_ns,

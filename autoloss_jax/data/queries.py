@@ -213,12 +213,35 @@ def _set(queries: Queries, name: str, array: np.ndarray) -> None:
     object.__setattr__(queries, name, view)
 
 
-def _convert(value: Any, dtype: type, name: str) -> np.ndarray:
+def as_numbers(value: Any, name: str) -> np.ndarray:
+    """An array as numpy has it.
+
+    Raises:
+        AutolossError: rows of different lengths, masked values, or what numpy would turn into
+            numbers with something lost or made up: complex numbers, dates, text, matrices that it
+            does not know.
+    """
+    if np.ma.is_masked(value):
+        raise AutolossError(f"{name}: masked values, expected a number for every place")
     try:
-        with np.errstate(over="ignore"):
-            array: np.ndarray = np.ascontiguousarray(value, dtype)
+        array = np.asarray(value)
     except (TypeError, ValueError) as error:
+        raise AutolossError(f"{name}: expected an array of real numbers: {error}") from error
+    if array.dtype.kind not in "biufO" or (array.ndim == 0 and array.dtype == object):
+        found = type(value).__name__ if array.ndim == 0 else f"an array of {array.dtype}"
+        raise AutolossError(f"{name}: {found}, expected an array of real numbers")
+    return array
+
+
+def _convert(value: Any, dtype: type, name: str) -> np.ndarray:
+    given = as_numbers(value, name)
+    try:
+        with np.errstate(over="ignore", invalid="raise"):
+            array: np.ndarray = np.ascontiguousarray(given, dtype)
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise AutolossError(f"{name}: expected an array of {dtype.__name__}: {error}") from error
+    if dtype is np.int64 and array.shape == given.shape and (array != given).any():
+        raise AutolossError(f"{name}: {given[array != given][0]}, expected whole numbers")
     return array
 
 
@@ -229,6 +252,8 @@ def _check_shapes(queries: Queries) -> None:
             "expected features [documents, features] and labels [documents], got shapes "
             f"{features.shape} and {labels.shape}"
         )
+    if not features.shape[1]:
+        raise AutolossError(f"features of shape {features.shape}, expected at least one a document")
     if offsets.shape != (len(queries) + 1,):
         raise AutolossError(
             f"offsets of shape {offsets.shape}, expected ({len(queries) + 1},): one more than the "

@@ -8,13 +8,14 @@ instead. Splits are `train`, `vali` and `test`; `istella/main` comes without `va
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from autoloss_jax.data.queries import Dataset, Fold, Queries, make_dataset
+from autoloss_jax.data.queries import Dataset, Fold, Queries, as_numbers, make_dataset
 from autoloss_jax.data.roles import make_fold
 from autoloss_jax.errors import AutolossError
 
@@ -125,12 +126,13 @@ def _read_split(name: str, split: str, examples: _Examples) -> Queries:
     features: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     query_ids: list[str] = []
-    for number, example in enumerate(examples, start=1):
+    for number, example in enumerate(_read_examples(where, examples), start=1):
         block, label = _read_example(f"{where}, query {number}", example)
         features.append(block)
         labels.append(label)
         query_id = example.get(_QUERY, f"{split}-{number}")
-        query_ids.append(query_id.decode() if isinstance(query_id, bytes) else str(query_id))
+        known = isinstance(query_id, bytes)
+        query_ids.append(query_id.decode("utf-8", "backslashreplace") if known else str(query_id))
     if not features:
         raise AutolossError(f"{where}: no queries, expected at least one")
     widths = {block.shape[1] for block in features}
@@ -142,20 +144,42 @@ def _read_split(name: str, split: str, examples: _Examples) -> Queries:
     )
 
 
+def _read_examples(where: str, examples: _Examples) -> Iterator[Mapping[str, Any]]:
+    """The examples; what the library raises for damaged files is of no kind that can be named."""
+    rest = iter(examples)
+    for number in itertools.count(1):
+        try:
+            example = next(rest)
+        except StopIteration:
+            return
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise AutolossError(
+                f"{where}, query {number}: TensorFlow Datasets cannot read it: {reason}"
+            ) from error
+        yield example
+
+
 def _read_example(where: str, example: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Features [documents, features] and labels [documents] of a query."""
     if _LABEL not in example:
         raise AutolossError(f"{where}: no {_LABEL!r}, expected it; got {', '.join(example)}")
-    labels = np.asarray(example[_LABEL])
+    labels = as_numbers(example[_LABEL], f"{where}, {_LABEL}")
     if _BUNDLED in example:
-        features = np.asarray(example[_BUNDLED])
+        features = as_numbers(example[_BUNDLED], f"{where}, {_BUNDLED}")
     else:
         columns = sorted((k for k in example if k not in _NOT_FEATURES), key=_feature_order)
         if not columns:
             raise AutolossError(
                 f"{where}: no {_BUNDLED!r}, expected it or one entry for every feature"
             )
-        features = np.stack([np.asarray(example[k]) for k in columns], axis=-1)
+        every = [as_numbers(example[k], f"{where}, {k}") for k in columns]
+        if any(column.shape != labels.shape for column in every):
+            raise AutolossError(
+                f"{where}: entries of shapes {sorted({column.shape for column in every})}, "
+                f"expected {labels.shape} as of {_LABEL}"
+            )
+        features = np.stack(every, axis=-1)
     if labels.ndim != 1 or features.ndim != 2 or len(features) != len(labels):
         raise AutolossError(
             f"{where}: {_BUNDLED} of shape {features.shape} and {_LABEL} of shape {labels.shape}, "
@@ -172,6 +196,12 @@ def _feature_order(name: str) -> tuple[int, str]:
 
 def _narrow(where: str, features: np.ndarray) -> np.ndarray:
     """As 32-bit floats, 0 where one cannot hold the value."""
+    try:
+        features = features if features.dtype.kind != "O" else features.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise AutolossError(
+            f"{where}: {_BUNDLED} that are no numbers, expected such: {error}"
+        ) from error
     beyond = np.isfinite(features) & (np.abs(features) > np.finfo(np.float32).max)
     if beyond.any():
         _log.warning(

@@ -233,7 +233,9 @@ def test_bad_files(tmp_path, monkeypatch):
     with pytest.raises(AutolossError, match="num_features is 0, expected at least 1"):
         read(tmp_path, PLAIN, num_features=0)
     monkeypatch.setattr(letor_text, "MAX_VALUES", 5)
-    with pytest.raises(AutolossError, match="file.txt:1: feature index 2 with 3 documents"):
+    with pytest.raises(
+        AutolossError, match=r"file.txt:2: feature index 2 \(of line 1\) with 2 doc"
+    ):
         read(tmp_path, PLAIN)
 
 

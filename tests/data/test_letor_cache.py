@@ -49,7 +49,7 @@ def parsed(monkeypatch):
 
 
 def entry_of(cache):
-    (about,) = cache.glob("letor-1/*/about.json")
+    (about,) = cache.glob("letor-2/*/about.json")
     return about.parent
 
 
@@ -221,7 +221,7 @@ def test_a_kill_while_storing_leaves_no_entry(text, cache, monkeypatch, parsed):
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(text, cache):
-    old, new = cache / "letor-1" / ".a.0.tmp", cache / "letor-1" / ".b.0.tmp"
+    old, new = cache / "letor-2" / ".a.0.tmp", cache / "letor-2" / ".b.0.tmp"
     for folder in (old, new):
         folder.mkdir(parents=True)
         (folder / "features.npy").touch()

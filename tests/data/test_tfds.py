@@ -162,6 +162,23 @@ def test_first_versions_have_an_entry_for_every_feature_and_no_ids(library):
             lambda s: s["train"][1].update(float_features=np.zeros((3, 4))),
             r"train: queries of \[4, 136\] features, expected one number",
         ),
+        (
+            lambda s: s["train"][1].update(label=np.zeros(0), float_features=np.zeros((0, 136))),
+            "query '3' has no documents",
+        ),
+        (
+            lambda s: s["train"][1].update(label=np.array(["a"] * 3)),
+            "train, query 2, label: an array of <U1, expected an array of real numbers",
+        ),
+        (
+            lambda s: s["test"][0].update(float_features=np.full((4, 136), "x", object)),
+            "test: float_features that are no numbers",
+        ),
+        (lambda s: s["vali"][0].update(label=np.array([-1.0])), "label -1.0 of document 0"),
+        (
+            lambda s: s["vali"].__setitem__(0, {"label": np.zeros(2), "f_1": np.zeros(3)}),
+            r"vali, query 1: entries of shapes \[\(3,\)\], expected \(2,\) as of label",
+        ),
         (lambda s: s["train"][0]["float_features"].fill(np.nan), "feature 0 of document 0 is nan"),
     ],
 )
@@ -169,6 +186,23 @@ def test_what_has_another_form_is_refused(library, spoil, message):
     spoil(library.builders[MSLR].splits)
     with pytest.raises(AutolossError, match=message):
         load_tfds(MSLR)
+
+
+def test_damaged_files_are_named_by_the_query_that_cannot_be_read(library):
+    def damaged(examples):
+        yield examples[0]
+        raise RuntimeError("corrupted record at 1234")
+
+    splits = library.builders[MSLR].splits
+    splits["train"] = damaged(splits["train"])
+    message = "10k_fold1, train, query 2: TensorFlow Datasets cannot read it: corrupted record at"
+    with pytest.raises(AutolossError, match=message):
+        load_tfds(MSLR)
+
+
+def test_ids_that_are_no_utf_8_are_shown_by_their_bytes(library):
+    library.builders[MSLR].splits["test"][0]["query_id"] = b"a\xff"
+    assert load_tfds(MSLR).folds[0].test.query_ids == ("a\\xff",)
 
 
 def test_an_unknown_name_is_refused_briefly(library):
