@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of the LETOR readers, on the oracle of the tests; not run by pytest.
+"""Coverage-guided fuzzing of the LETOR readers, on the oracle of the tests.
 
     pip install atheris                 # CPython 3.11 to 3.13 on Linux
-    PYTHONPATH=. python tests/faults/fuzz_letor.py -max_total_time=600 CORPUS_FOLDER
+    PYTHONPATH=. python experiments/fuzz_letor.py -max_total_time=600 CORPUS_FOLDER
 
 The corpus folder is filled with the made-up files if it is empty, and grows by whatever covers
 something new; more options are libFuzzer's. A file on which the package and the reference differ,
