@@ -260,7 +260,7 @@ def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch, write, code):
         patch.setattr(files.os, "fsync", fail)
         with pytest.raises(OSError, match=re.escape(os.strerror(code))) as failed:
             write(path)
-    assert failed.value.filename == str(path)
+    assert str(failed.value) == f"[Errno {code}] {os.strerror(code)}: {str(path)!r}"
     assert files.read_ledger(path)[0] == {}
     assert os.listdir(tmp_path) == ["file"]
 
