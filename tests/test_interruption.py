@@ -168,7 +168,7 @@ def test_preempted_processes_save_where_they_stop(data, whole, tmp_path, monkeyp
         def stop_together():
             stops.append(1)
             if len(stops) == 3:
-                raise processes.Preempted
+                raise processes.Preempted(3)
 
         patch.setattr(processes, "stop_together", stop_together)
         with pytest.raises(processes.Preempted):
