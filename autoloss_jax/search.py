@@ -511,16 +511,17 @@ class _Search:
     def check_model(self, reference: RunState) -> None:
         """The canaries of a trained model, the reference's. Raises CanaryError."""
         params = jax.tree.map(lambda x: x[0, 0], reference.params)
-
-        @jax.jit  # Operation by operation, each would be compiled by itself.
-        def score(features: jax.Array, mask: jax.Array) -> jax.Array:
-            return jnp.asarray(self.proxy.training.model.apply(params, features, mask))
-
+        score = partial(_score, self.proxy.training.model, params)
         batches = self._canary_batches()
         canaries.check_document_order(self.proxy.metric, score, batches)
         canaries.check_permuted_labels(self.proxy.metric, score, batches)
         self.canaries_passed = True
         logging.info("canaries passed: constant scores, document order, permuted labels")
+
+
+@partial(jax.jit, static_argnums=0)  # operation by operation, each would be compiled by itself
+def _score(model: nn.Module, params: Any, features: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.asarray(model.apply(params, features, mask))
 
 
 def _confident(record: dict[str, Any]) -> float:

@@ -39,11 +39,11 @@ _RUNS = flags.DEFINE_integer("runs", 0, "ends after so many runs; 0: after --hou
 _OUT = flags.DEFINE_string("out", None, "folder of runs.jsonl and report.json", required=True)
 _DATA = flags.DEFINE_string("data", None, "LETOR text; by default synthetic queries")
 _SEED = flags.DEFINE_integer("seed", 0, "of the first run; each takes the next", 0)
+_REPEATED = flags.DEFINE_integer("repeated", 12, "every so many runs the first one again", 1)
 _PROPOSERS = flags.DEFINE_list("proposers", ["random", "evolution", "controller"], "in turn")
 _MODELS = flags.DEFINE_list("models", ["linear", "mlp"], "in turn")
 _WARM_UP = flags.DEFINE_float("warm_up", 0.2, "share of the time that the slopes leave out", 0, 0.9)
 
-REPEATED = 12  # every so many runs the first one again
 TESTED = 4  # every so many runs a test
 STATUSES = {"trained", "duplicate", "rejected", "failed"}
 HOSTILE = (  # no value, a constant, exploding gradients, all documents alike
@@ -267,7 +267,7 @@ def _soak(out: Path, temporary: Path) -> None:
     first: list[dict[str, Any]] = []
     while time.monotonic() - begun < 3600 * _HOURS.value and not 0 < _RUNS.value <= run:
         started = time.monotonic()
-        repeats = run % REPEATED == 0
+        repeats = run % _REPEATED.value == 0
         kind = "search" if repeats or run % TESTED else "test"
         with tempfile.TemporaryDirectory(dir=temporary) as folder:
             path = Path(folder) / "run"
