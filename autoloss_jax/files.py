@@ -25,11 +25,12 @@ from autoloss_jax.errors import AutolossError
 
 def sync_folder(folder: Path) -> None:
     """Makes renames and new names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _naming(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
