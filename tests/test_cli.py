@@ -445,7 +445,7 @@ def test_a_run_and_what_can_be_done_with_its_folder(data, tmp_path, capsys):
     for name in ("config.json", "ledger.jsonl", "finalists.json", "report.html", "run.log"):
         assert (out / name).stat().st_size > 0
     assert list((out / "metrics").iterdir())
-    best = read_json(out / "finalists.json")["finalists"][0]["formula"]
+    best = next(r["formula"] for r in result["rows"] if r["name"] == result["best_found"])
     assert best in (out / "best_loss.py").read_text()
     assert "canaries passed" in (out / "run.log").read_text()
 

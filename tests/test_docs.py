@@ -233,6 +233,7 @@ ELSEWHERE = {
     "ledger.jsonl": {"metric"},
     "effectiveness.json": {
         "rows[].settings[].*",
+        "failure_reasons.*",
         *(name for name in documented("effectiveness.json") if "against_reference." in name),
     },
 }

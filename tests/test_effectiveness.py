@@ -1,7 +1,6 @@
 """Phase II on tiny data: the same chances for every loss, honest figures, an honest verdict."""
 
 import dataclasses
-import functools
 import itertools
 import json
 import sys
@@ -36,15 +35,6 @@ CONFIG = EffectivenessConfig(
 HAND = ["ranknet", "softmax"]
 # Nothing the batched path holds: pairs see the scores as differences only.
 UNFIT = parse("sum_ij(softplus(s_j - s_i) * (1 + 0 * sigmoid(s_i + s_j)), where=y_i > y_j)")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """All tests of this file train the same shapes, so they share one compiled program."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("train_runs", "evaluate_runs"):
-            patch.setattr(trainer, name, functools.cache(getattr(trainer, name)))
-        yield
 
 
 @pytest.fixture(scope="module")
