@@ -14,6 +14,7 @@ from scipy import stats
 
 from autoloss_jax.data import ListBatch
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.feed import Feed
 from autoloss_jax.metrics import MetricPerQuery
 
 ScoreFn = Callable[[Array, Array], Array]
@@ -64,6 +65,14 @@ def check_call(metric: MetricPerQuery, batches: Iterable[ListBatch]) -> np.ndarr
     if not any(defined.any() for defined in all_defined):
         raise AutolossError("metric: it is defined on no query, expected at least one")
     return np.concatenate(all_defined)
+
+
+def defined_queries(metric: MetricPerQuery, feed: Feed) -> np.ndarray:
+    """bool[queries]: on which queries a user's metric is defined, once `check_call` passes it."""
+    lists = (ListBatch(*(x[:count] for x in batch)) for batch, count in feed.lists())
+    defined = np.zeros(len(feed.buckets.queries), bool)
+    defined[np.concatenate(feed.buckets.members)] = check_call(metric, lists)
+    return defined
 
 
 def check_constant_scores(metric: MetricPerQuery, batches: Sequence[ListBatch]) -> None:

@@ -15,6 +15,7 @@ from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data
 from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.metrics import MetricPerQuery
 from autoloss_jax.profile import Profile
 from autoloss_jax.screening import Directions, Probe, Screening, screen
 
@@ -29,8 +30,11 @@ class Judgement(NamedTuple):
 class Candidates:
     """Every formula proposed so far, with its reward: -inf for one rejected or failed."""
 
-    def __init__(self, probe: Probe, profile: Profile | None = None) -> None:
-        self._probe = probe
+    def __init__(
+        self, probe: Probe, profile: Profile | None = None, metric: MetricPerQuery | None = None
+    ) -> None:
+        """`metric`: what is rewarded, instead of NDCG."""
+        self._probe, self._metric = probe, metric
         self._profile = profile or Profile()
         self._rewards: dict[Expression, float] = {}
         self._directions = Directions()
@@ -85,7 +89,7 @@ class Candidates:
 
     def _screen(self, losses: Sequence[Expression]) -> list[Screening]:
         with self._profile.stage("rejection"):
-            return screen(losses, self._probe)
+            return screen(losses, self._probe, self._metric)
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Knows again what a ledger's records say. Raises AutolossError for what it cannot say."""

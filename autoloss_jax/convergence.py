@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from autoloss_jax import processes
+from autoloss_jax.canaries import defined_queries
 from autoloss_jax.data import (
     TRANSFORMS,
     BatchPlan,
@@ -36,6 +37,7 @@ from autoloss_jax.feed import Feed
 from autoloss_jax.gbdt import import_lightgbm
 from autoloss_jax.interruption import PartCheckpoints
 from autoloss_jax.language.expressions import Expression
+from autoloss_jax.metrics import MetricPerQuery
 from autoloss_jax.models import make_model
 from autoloss_jax.trainer import Runs, Trainer
 from autoloss_jax.training import (
@@ -171,11 +173,12 @@ class Convergence(NamedTuple):
 
 def group_losses(
     losses: Sequence[Expression], model: nn.Module, config: EffectivenessConfig, mesh: Mesh,
-    train: BucketShapes,
+    train: BucketShapes, metric: MetricPerQuery | None = None,
 ) -> list["LossGroup"]:  # fmt: skip
     """All losses that fit a batched program as one group, and each other one by itself.
 
-    `train`: the shapes of the training queries of all folds. Raises AutolossError if pairs are to
+    `train`: the shapes of the training queries of all folds. `metric`: what validates, instead of
+    NDCG at the config's cutoff. Raises AutolossError if pairs are to
     be truncated and a loss does not fit.
     """
     check_truncation(losses, config.truncation_level)
@@ -183,7 +186,14 @@ def group_losses(
     others = [[k] for k in range(len(losses)) if k not in fitting]
     return [
         LossGroup(
-            places, [losses[k] for k in places], places == fitting, model, config, mesh, train
+            places,
+            [losses[k] for k in places],
+            places == fitting,
+            model,
+            config,
+            mesh,
+            train,
+            metric,
         )
         for places in ([fitting] if fitting else []) + others
     ]
@@ -206,15 +216,16 @@ class LossGroup:
         config: EffectivenessConfig,
         mesh: Mesh,
         train: BucketShapes,
+        metric: MetricPerQuery | None,
     ) -> None:
-        self.places, self.model, self._config = places, model, config
+        self.places, self.model, self._config, self._metric = places, model, config, metric
         rates = config.learning_rates
         if batched:
             gradient = program_score_gradient(config.truncation_level)
         else:
             gradient = exact_score_gradient(losses[0])
         self._training = RankerTraining(
-            model, gradient, config.metric_cutoff,
+            model, gradient, config.metric_cutoff, metric,
             rare=rare_buckets(train.rows, config.queries_per_step),
         )  # fmt: skip
         self._losses = list(losses) if batched else None
@@ -237,7 +248,9 @@ class LossGroup:
         programs, rates = self._occupy()
         now = self._begin(data, checkpoints)
         every = all_rows(data.validation.buckets, config.seeds)
-        _, counted = plan_labels(data.validation.buckets, every)
+        metric = self._metric
+        defined = None if metric is None else defined_queries(metric, data.validation)
+        _, counted = plan_labels(data.validation.buckets, every, defined)
         while (step := now.step + config.block_steps) <= config.max_steps:
             self._stop_if_asked(now, checkpoints)
             going = step - now.best_step.max(0) <= config.patience * config.block_steps

@@ -28,13 +28,14 @@ from autoloss_jax.convergence import (
 )
 from autoloss_jax.data import Dataset, Fold
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.evaluation import METRICS, EvaluationQueries
+from autoloss_jax.evaluation import EvaluationQueries
 from autoloss_jax.feed import Feed, check_placement
 from autoloss_jax.files import write_arrays, write_json
 from autoloss_jax.gbdt import train_lambdamart
 from autoloss_jax.interruption import PartCheckpoints
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.metrics import MetricPerQuery, metric_name, recorded_name
 from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.runs import RunFolder, open_run, read_result
 from autoloss_jax.training import candidates_mesh
@@ -64,6 +65,7 @@ def effectiveness_test(
     *,
     hand_designed: Sequence[str] | None = None,
     model: nn.Module | None = None,
+    metric: MetricPerQuery | None = None,
     out: str | None = None,
     placement: str = "auto",
     on_progress: Callable[[str, float], None] | None = None,
@@ -78,6 +80,8 @@ def effectiveness_test(
       hand_designed: names of LOSSES to compare with; all of HAND_DESIGNED by default.
       model: a Flax module that is trained, instead of the config's; it maps features
         [queries, list, features] and mask [queries, list] to scores [queries, list].
+      metric: what validates and what the losses are compared by, instead of NDCG at the config's
+        cutoff; a function as `search` takes it. Its figures stand under its name.
       out: the run folder; None writes nothing.
       placement: of the data, one of `feed.PLACEMENTS`; it changes no result.
       on_progress: called with a description and the share that is done.
@@ -92,12 +96,14 @@ def effectiveness_test(
     check_truncation(formulas, config.truncation_level)
     if out is None:
         return run_effectiveness(
-            dataset, losses, config, None, model=model, placement=placement,
+            dataset, losses, config, None, model=model, metric=metric, placement=placement,
             on_progress=on_progress,
         )  # fmt: skip
     settings = asdict(config)
     if model is not None:
         settings["model"] = describe_model(model)
+    if metric is not None:
+        settings["metric"] = recorded_name(metric)
     described = {
         "data": {"name": dataset.name, "sha256": dataset.sha256},
         "effectiveness": settings,
@@ -105,7 +111,7 @@ def effectiveness_test(
     }
     with open_run(out, described) as folder:
         return run_effectiveness(
-            dataset, losses, config, folder, model=model, placement=placement,
+            dataset, losses, config, folder, model=model, metric=metric, placement=placement,
             on_progress=on_progress,
         )  # fmt: skip
 
@@ -125,10 +131,11 @@ def run_effectiveness(
     folder: RunFolder | None,
     *,
     model: nn.Module | None = None,
+    metric: MetricPerQuery | None = None,
     placement: str = "auto",
     on_progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Phase II in an open run folder; `model` overrides the config's.
+    """Phase II in an open run folder; `model` and `metric` override the config's.
 
     On several processes all call this, with the folder in the first one and None in the others.
     """
@@ -151,6 +158,7 @@ def run_effectiveness(
         config,
         mesh,
         shapes.train,
+        metric,
     )
     contenders = [*losses, LAMBDAMART] if config.lambdamart else list(losses)
     tested = ["; ".join(str(losses[k].expression) for k in group.places) for group in groups]
@@ -170,11 +178,11 @@ def run_effectiveness(
             for k, names in enumerate(tested)
         ]
         data = partial(FoldData, fold, shapes, config.features, mesh, placement)
-        folds.append(_test_fold(fold, data, max_label, groups, config, checkpoints, tell))
+        folds.append(_test_fold(fold, data, max_label, groups, config, metric, checkpoints, tell))
     result = compare(
         contenders,
         folds,
-        metric=f"ndcg@{config.metric_cutoff}",
+        metric=_name(config, metric),
         empty=config.empty,
         seed=config.seed,
     )
@@ -194,6 +202,11 @@ def run_effectiveness(
     if folder is not None:
         _write(folder, dataset, config, contenders, folds, result)
     return result
+
+
+def _name(config: EffectivenessConfig, metric: MetricPerQuery | None) -> str:
+    """Of what the losses are compared by."""
+    return metric_name(metric) if metric else f"ndcg@{config.metric_cutoff}"
 
 
 def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
@@ -249,6 +262,7 @@ def _test_fold(
     max_label: float,
     groups: Sequence[LossGroup],
     config: EffectivenessConfig,
+    metric: MetricPerQuery | None,
     checkpoints: Sequence[PartCheckpoints],
     tell: Callable[[float], None],
 ) -> list[Tested]:
@@ -261,12 +275,12 @@ def _test_fold(
     missing = [k for k in stored if k not in known]
     if missing:
         data = load()
-        test = EvaluationQueries(data.test.buckets, max_label)
+        test = EvaluationQueries(data.test.buckets, max_label, metric)
 
     def test_part(k: int) -> list[Tested]:
         if k == len(groups):
-            validation = EvaluationQueries(data.validation.buckets, max_label)
-            reference = [_test_lambdamart(fold, validation, test, config)]
+            validation = EvaluationQueries(data.validation.buckets, max_label, metric)
+            reference = [_test_lambdamart(fold, validation, test, config, _name(config, metric))]
             tell(1.0)
             return reference
         converged = groups[k].converge(
@@ -304,11 +318,14 @@ def _read_test(
 
 
 def _test_lambdamart(
-    fold: Fold, validation: EvaluationQueries, test: EvaluationQueries, config: EffectivenessConfig
+    fold: Fold,
+    validation: EvaluationQueries,
+    test: EvaluationQueries,
+    config: EffectivenessConfig,
+    metric: str,
 ) -> Tested:
     reference = train_lambdamart(
-        fold, validation, metric=f"ndcg@{config.metric_cutoff}", seed=config.seed,
-        seeds=config.seeds,
+        fold, validation, metric=metric, seed=config.seed, seeds=config.seeds,
     )  # fmt: skip
     settings = reference.settings
     tested = Tested(
@@ -323,7 +340,7 @@ def _measured(
 ) -> Tested:
     """With the figures of scores f32[seeds, documents], and the scores themselves if wanted."""
     seeds = [test.measure(of_seed) for of_seed in scores]
-    figures = {name: np.mean([seed[name] for seed in seeds], axis=0) for name in METRICS}
+    figures = {name: np.mean([seed[name] for seed in seeds], axis=0) for name in seeds[0]}
     return tested._replace(test=figures, scores=scores if config.dump_scores else None)
 
 

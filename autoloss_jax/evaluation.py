@@ -15,8 +15,10 @@ from jax import Array
 
 from autoloss_jax.data import Buckets
 from autoloss_jax.metrics import (
+    MetricPerQuery,
     average_precision_per_query,
     err_per_query,
+    metric_name,
     mrr_per_query,
     ndcg_per_query,
 )
@@ -55,9 +57,13 @@ class EvaluationQueries:
       queries: in the order of the file, which is that of flat scores and of figures.
     """
 
-    def __init__(self, buckets: Buckets, max_label: float) -> None:
+    def __init__(
+        self, buckets: Buckets, max_label: float, metric: MetricPerQuery | None = None
+    ) -> None:
+        """`metric`: one of the user's, measured beside METRICS under its `metric_name`."""
         self.queries = buckets.queries
         self._max_label = max_label
+        self._own = () if metric is None else ((metric_name(metric), metric),)
         self._pieces = [_piece(buckets, *piece) for piece in buckets.pieces()]
 
     def flatten(self, scores: Iterable[Any]) -> np.ndarray:
@@ -68,21 +74,23 @@ class EvaluationQueries:
         return flat
 
     def measure(
-        self, scores: np.ndarray, names: Sequence[str] = tuple(METRICS)
+        self, scores: np.ndarray, names: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """f64[queries] by metric, NaN where a metric is undefined.
 
         Args:
           scores: f32[documents].
-          names: of METRICS.
+          names: of METRICS, or of the user's metric; all by default.
         """
+        names = [*dict(self._own), *METRICS] if names is None else names
         figures = {name: np.empty(len(self.queries)) for name in names}
         for piece in self._pieces:
             padded = np.zeros(piece.mask.shape, np.float32)
             padded[piece.mask] = scores[piece.documents]
             found = _measure(
-                padded, piece.labels, piece.mask, names=tuple(names), max_label=self._max_label
-            )
+                padded, piece.labels, piece.mask, names=tuple(names), max_label=self._max_label,
+                own=self._own,
+            )  # fmt: skip
             for name, values in found.items():
                 figures[name][piece.queries] = np.asarray(values)[: len(piece.queries)]
         return figures
@@ -99,13 +107,17 @@ def _piece(buckets: Buckets, bucket: int, rows: np.ndarray, count: int) -> _Piec
     return _Piece(places, documents, mask, labels)
 
 
-@partial(jax.jit, static_argnames=("names", "max_label"))
+@partial(jax.jit, static_argnames=("names", "max_label", "own"))
 def _measure(
-    scores: Array, labels: Array, mask: Array, *, names: tuple[str, ...], max_label: float
-) -> dict[str, Array]:
+    scores: Array, labels: Array, mask: Array, *, names: tuple[str, ...], max_label: float,
+    own: tuple[tuple[str, MetricPerQuery], ...],
+) -> dict[str, Array]:  # fmt: skip
     """f32[rows] by metric."""
     figures = {}
     for name in names:
-        values, defined = METRICS[name](scores, labels, mask, max_label)
+        if name in dict(own):
+            values, defined = dict(own)[name](scores, labels, where=mask)
+        else:
+            values, defined = METRICS[name](scores, labels, mask, max_label)
         figures[name] = jnp.where(defined, values, jnp.nan)
     return figures

@@ -30,6 +30,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from autoloss_jax.errors import AutolossError
+
 EMPTY_CONVENTIONS = ("skip", "zero", "one")
 
 # XLA on CPU turns a comparison summed over 16 documents into vector code and a longer sum into a
@@ -62,6 +64,34 @@ def _jitted(metric: Callable[_P, _R]) -> Callable[_P, _R]:
         return cast(_R, compiled(*(jnp.asarray(value) for value in args), **options))
 
     return call
+
+
+_UNNAMED = "metric"
+
+
+def metric_name(metric: MetricPerQuery) -> str:
+    """Module and name of a metric, with the arguments of a `functools.partial`.
+
+    "metric" if it has none.
+    """
+    if isinstance(metric, functools.partial):
+        name = metric_name(metric.func)
+        given = [*map(repr, metric.args), *(f"{k}={v!r}" for k, v in metric.keywords.items())]
+        return name if name == _UNNAMED else f"{name}({', '.join(given)})"
+    name = getattr(metric, "__qualname__", "<none>")
+    unnamed = "<lambda>" in name or name == "<none>"
+    return _UNNAMED if unnamed else f"{metric.__module__}.{name}"
+
+
+def recorded_name(metric: MetricPerQuery) -> str:
+    """The name of a metric that a run folder records. Raises AutolossError if it has none."""
+    name = metric_name(metric)
+    if name == _UNNAMED:
+        raise AutolossError(
+            "metric: expected a named function, since the run folder records what was rewarded; "
+            f"got {metric!r}"
+        )
+    return name
 
 
 @_jitted

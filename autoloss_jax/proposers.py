@@ -1,4 +1,4 @@
-"""What proposes losses to a search: random sampling, regularised evolution, the controller.
+"""What proposes losses to a search: random sampling, evolution, the controller, and a hybrid.
 
 All speak one language, pairs of pure functions in the manner of optax: `propose` draws complete
 losses of the search grammar as tokens, `observe` learns from their rewards. States are pytrees of
@@ -6,18 +6,19 @@ arrays of fixed shapes, so a search can stop after any call and go on from a fil
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from autoloss_jax import controller
-from autoloss_jax.controller import ControllerConfig
+from autoloss_jax import controller, evolution
+from autoloss_jax.controller import ControllerConfig, ControllerState
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.language.grammar import START, sample_tokens
-from autoloss_jax.language.mutations import MUTATIONS, are_complete, replace_subtree
+from autoloss_jax.evolution import EvolutionConfig, EvolutionState
+from autoloss_jax.language.grammar import START, sample_batch, to_tokens
+from autoloss_jax.language.mutations import are_complete
+from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 
 LEAST_TOKENS = 4
 """Shorter losses cannot hold both a score and a label: `mean_i(s_i * y_i)` has four."""
@@ -46,22 +47,15 @@ class RandomState(NamedTuple):
     step: np.ndarray  # i32[]: how many batches were proposed
 
 
-def _random_state(seed: int) -> RandomState:
-    return RandomState(np.asarray(seed, np.uint32), np.asarray(0, np.int32))
-
-
-def _sample(seed: np.ndarray, step: np.ndarray, count: int, max_tokens: int) -> np.ndarray:
-    """Batch number `step` of losses by the prior."""
-    key = jax.random.fold_in(jax.random.key(int(seed)), int(step))
-    return np.asarray(sample_tokens(key, count, max_tokens).tokens)
-
-
 def random_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
     """Draws every loss by the grammar's prior and learns nothing: the yardstick. No settings."""
     _check_names(settings, ())
 
+    def init(seed: int) -> RandomState:
+        return RandomState(np.asarray(seed, np.uint32), np.asarray(0, np.int32))
+
     def propose(state: RandomState, count: int) -> tuple[RandomState, np.ndarray]:
-        tokens = _sample(state.seed, state.step, count, max_tokens)
+        tokens = sample_batch(int(state.seed), int(state.step), count, max_tokens)
         return state._replace(step=np.asarray(state.step + 1)), tokens
 
     def observe(
@@ -70,138 +64,24 @@ def random_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
         del tokens, rewards
         return state, {}
 
-    return _checked(Proposer(_random_state, propose, observe), max_tokens)
-
-
-@dataclass(frozen=True)
-class EvolutionConfig:
-    """Settings of regularised evolution.
-
-    Attributes:
-      population: how many losses live; when one is born the oldest dies.
-      tournament: how many compete to be a parent.
-      crossover: the share of children with two parents.
-      fresh: the share of children drawn by the prior, without parents.
-    """
-
-    population: int = 128
-    tournament: int = 16
-    crossover: float = 0.3
-    fresh: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("population", "tournament"):
-            if getattr(self, name) < 1:
-                raise AutolossError(
-                    f"evolution setting {name}: expected at least 1, got {getattr(self, name)}"
-                )
-        for name in ("crossover", "fresh"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise AutolossError(
-                    f"evolution setting {name}: expected from 0 to 1, got {getattr(self, name)}"
-                )
-
-
-class EvolutionState(NamedTuple):
-    """The living, in no order. Who was rejected or failed is not born."""
-
-    random: RandomState
-    tokens: np.ndarray  # i32[population, max_tokens], START where nobody is
-    rewards: np.ndarray  # f64[population], -inf where nobody is
-    births: np.ndarray  # i64[population]: the number of the birth, from 1 on; 0 where nobody is
-
-
-def _child(
-    rng: np.random.Generator, state: EvolutionState, donor: np.ndarray, config: EvolutionConfig
-) -> list[int] | None:
-    """A child of parents from tournaments; the donor is a random loss."""
-    living = np.flatnonzero(state.births > 0)
-
-    def parent() -> np.ndarray:
-        rivals = living[rng.integers(living.size, size=config.tournament)]
-        return state.tokens[rivals[np.argmax(state.rewards[rivals])]]
-
-    kind = rng.random()
-    if kind < config.fresh:
-        return donor[donor != START].tolist()
-    if kind < config.fresh + config.crossover:
-        return replace_subtree(rng, parent(), parent())
-    mutate = MUTATIONS[int(rng.integers(len(MUTATIONS)))]
-    return mutate(rng, parent(), donor)
-
-
-_MOST_ATTEMPTS = 8
-
-
-def _breed(
-    state: EvolutionState, count: int, max_tokens: int, config: EvolutionConfig
-) -> np.ndarray:
-    """`count` legal children, new ones as far as that succeeds within a few attempts."""
-    seed, step = state.random
-    rng = np.random.default_rng([int(seed), int(step)])
-    donors = _sample(seed, step, count, max_tokens)
-    children = donors.copy()  # who never succeeds stays a random loss
-    known = {row.tobytes() for row in state.tokens}
-    open_places = np.arange(count)
-    for _ in range(_MOST_ATTEMPTS):
-        attempt = np.full((count, max_tokens), START, np.int32)
-        for place in open_places:
-            child = _child(rng, state, donors[int(rng.integers(count))], config)
-            if child is not None and len(child) <= max_tokens:
-                attempt[place, : len(child)] = child
-        legal = np.asarray(are_complete(attempt))
-        for place in open_places[legal[open_places]]:
-            if attempt[place].tobytes() not in known:
-                known.add(attempt[place].tobytes())
-                children[place] = attempt[place]
-                open_places = open_places[open_places != place]
-        if not open_places.size:
-            break
-    return children
+    return _checked(Proposer(init, propose, observe), max_tokens)
 
 
 def evolution_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
-    """Regularised evolution (Real et al., AAAI 2019) with typed mutations.
+    """Regularised evolution; `settings` are those of EvolutionConfig.
 
     The first losses are drawn by the prior, until the population is full. Then children of
-    tournament winners take the places of the oldest. `settings` are those of EvolutionConfig.
+    tournament winners take the places of the oldest.
     """
     config = _config(EvolutionConfig, settings)
-
-    def init(seed: int) -> EvolutionState:
-        return EvolutionState(
-            random=_random_state(seed),
-            tokens=np.full((config.population, max_tokens), START, np.int32),
-            rewards=np.full(config.population, -np.inf),
-            births=np.zeros(config.population, np.int64),
-        )
-
-    def propose(state: EvolutionState, count: int) -> tuple[EvolutionState, np.ndarray]:
-        seed, step = state.random
-        if np.all(state.births > 0):
-            tokens = _breed(state, count, max_tokens, config)
-        else:
-            tokens = _sample(seed, step, count, max_tokens)
-        return state._replace(random=RandomState(seed, np.asarray(step + 1))), tokens
-
-    def observe(
-        state: EvolutionState, tokens: np.ndarray, rewards: np.ndarray
-    ) -> tuple[EvolutionState, dict[str, float]]:
-        born = np.flatnonzero(np.isfinite(rewards))
-        numbers = state.births.max() + 1 + np.arange(born.size)
-        everyone = (
-            np.concatenate([state.tokens, tokens[born]]),
-            np.concatenate([state.rewards, rewards[born]]),
-            np.concatenate([state.births, numbers]),
-        )
-        youngest = np.argsort(-everyone[2], kind="stable")[: config.population]
-        state = EvolutionState(state.random, *(x[youngest] for x in everyone))
-        living = state.rewards[state.births > 0]
-        if not living.size:
-            return state, {"living": 0.0}
-        return state, {"living": float(living.size), "living_mean": float(living.mean())}
-
-    return _checked(Proposer(init, propose, observe), max_tokens)
+    return _checked(
+        Proposer(
+            partial(evolution.init, max_tokens=max_tokens, config=config),
+            partial(evolution.propose, config=config),
+            partial(evolution.observe, config=config),
+        ),
+        max_tokens,
+    )
 
 
 def controller_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
@@ -217,6 +97,68 @@ def controller_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
     )
 
 
+@dataclass(frozen=True)
+class HybridConfig:
+    """Settings of the hybrid.
+
+    Attributes:
+      controller: of the controller.
+      evolution: of the evolution.
+      bred: the share of each batch that evolution breeds; the controller writes the rest.
+    """
+
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    bred: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.bred <= 1.0:
+            raise AutolossError(f"hybrid setting bred: expected from 0 to 1, got {self.bred}")
+
+
+class HybridState(NamedTuple):
+    """Both have seen every loss and its reward."""
+
+    controller: ControllerState
+    evolution: EvolutionState
+
+
+def hybrid_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
+    """The controller and evolution, each learning from what the other found.
+
+    In the manner of Mundhenk et al. (Symbolic Regression via Neural-Guided Genetic Programming
+    Population Seeding, NeurIPS 2021): what the controller writes fills the population, and is what
+    mutations and crossover draw new parts from; the children are rewarded beside its own losses,
+    and the best of all are what it learns from. `settings` are those of HybridConfig.
+    """
+    config = _config(HybridConfig, settings)
+
+    def init(seed: int) -> HybridState:
+        return HybridState(
+            controller.init(seed, max_tokens=max_tokens, config=config.controller),
+            evolution.init(seed, max_tokens=max_tokens, config=config.evolution),
+        )
+
+    def propose(state: HybridState, count: int) -> tuple[HybridState, np.ndarray]:
+        own = count - round(config.bred * count)
+        writer, written = controller.propose(state.controller, count, config=config.controller)
+        breeder, children = evolution.propose(
+            state.evolution, count - own, config=config.evolution, donors=written[own:]
+        )
+        return HybridState(writer, breeder), np.concatenate([written[:own], children])
+
+    def observe(
+        state: HybridState, tokens: np.ndarray, rewards: np.ndarray
+    ) -> tuple[HybridState, dict[str, float]]:
+        writer, learned = controller.observe(
+            state.controller, tokens, rewards, config=config.controller
+        )
+        breeder, bred = evolution.observe(state.evolution, tokens, rewards, config=config.evolution)
+        return HybridState(writer, breeder), learned | bred
+
+    return _checked(Proposer(init, propose, observe), max_tokens)
+
+
 def _check_names(settings: Iterable[str], known: Sequence[str]) -> None:
     for name in settings:
         if name not in known:
@@ -226,7 +168,7 @@ def _check_names(settings: Iterable[str], known: Sequence[str]) -> None:
 
 
 def _config(kind: type, settings: dict[str, Any]) -> Any:
-    _check_names(settings, [field.name for field in fields(kind)])
+    _check_names(settings, [f.name for f in fields(kind)])
     return kind(**settings)
 
 
@@ -276,10 +218,25 @@ def _checked(proposer: Proposer, max_tokens: int) -> Proposer:
     return Proposer(init, propose, observe)
 
 
+def known_losses(max_tokens: int) -> np.ndarray:
+    """The hand-designed losses of the search grammar, tokens i32[losses, max_tokens]."""
+    rows = []
+    for name in HAND_DESIGNED:
+        try:
+            tokens = to_tokens(LOSSES[name])
+        except AutolossError:  # a number or a condition that a search does not draw
+            continue
+        if len(tokens) <= max_tokens:
+            rows.append(tokens + [START] * (max_tokens - len(tokens)))
+    table = np.array(rows, np.int32).reshape(-1, max_tokens)
+    return table[np.asarray(are_complete(table))]
+
+
 PROPOSERS: dict[str, Callable[..., Proposer]] = {
     "random": random_proposer,
     "evolution": evolution_proposer,
     "controller": controller_proposer,
+    "hybrid": hybrid_proposer,
 }
 """Every proposer by name."""
 
@@ -290,7 +247,7 @@ def make_proposer(name: str, *, max_tokens: int = 24, **settings: Any) -> Propos
     Args:
       name: one of PROPOSERS.
       max_tokens: the length of the longest loss, at least 4.
-      **settings: fields of EvolutionConfig or ControllerConfig; "random" has none.
+      **settings: fields of EvolutionConfig, ControllerConfig or HybridConfig; "random" has none.
 
     Raises:
       AutolossError: an unknown name or setting, or one out of its range.

@@ -18,7 +18,6 @@ import numpy as np
 from autoloss_jax import canaries
 from autoloss_jax.data import (
     BatchPlan,
-    ListBatch,
     Queries,
     assign_folds,
     bucket_queries,
@@ -144,19 +143,12 @@ class ProxyTraining:
         self.feed = Feed(self.buckets, self.trainer.mesh, placement)
         self._held_out = held_out_rows(self.buckets, self.folds, config.folds)
         self.metric = metric or partial(ndcg_per_query, k=config.metric_cutoff)
-        defined = None if metric is None else self._defined(metric)
+        defined = None if metric is None else canaries.defined_queries(metric, self.feed)
         _, self._counted = plan_labels(self.buckets, self._held_out, defined)
         self._ties = self._measure_ties()
         # Rounds that start from scratch share one seed; others never come back to theirs.
         self.fresh = lru_cache(maxsize=1)(self._init)
         self._plan = lru_cache(maxsize=1)(self._draw)
-
-    def _defined(self, metric: MetricPerQuery) -> np.ndarray:
-        """bool[queries]: on which queries a user's metric is defined, once it is checked."""
-        defined = np.zeros(len(self.buckets.queries), bool)
-        lists = (ListBatch(*(x[:count] for x in batch)) for batch, count in self.feed.lists())
-        defined[np.concatenate(self.buckets.members)] = canaries.check_call(metric, lists)
-        return defined
 
     def _measure_ties(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each replicate, some of its held-out queries, and what constant scores get there.

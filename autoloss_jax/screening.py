@@ -8,6 +8,7 @@ same way on the whole probe train the same models, and count as one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from autoloss_jax.execution.batched import losses_and_gradients
 from autoloss_jax.execution.programs import Programs, encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.parsing import parse
-from autoloss_jax.metrics import ndcg_per_query
+from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
 
 SAME_DIRECTION = 1.0 - 1e-5
 """Cosine from which on two gradients point the same way."""
@@ -85,25 +86,36 @@ def make_probe(queries: Queries, seed: int) -> Probe:
     return Probe(numbers[0], numbers[1], numbers[2], jnp.asarray(mask))
 
 
-def screen(losses: Sequence[Expression], probe: Probe) -> list[Screening]:
-    """Judges losses that `encode` accepts."""
+def screen(
+    losses: Sequence[Expression], probe: Probe, metric: MetricPerQuery | None = None
+) -> list[Screening]:
+    """Judges losses that `encode` accepts.
+
+    `metric`: what descent must raise, instead of NDCG; it need only raise it, for how much there
+    is to gain is not known.
+    """
     verdicts: list[Screening] = []
     for start in range(0, len(losses), _SCREENED_TOGETHER):
         part = list(losses[start : start + _SCREENED_TOGETHER])
         filler = [parse("mean_i(square(s_i - y_i))")] * (_SCREENED_TOGETHER - len(part))
-        measured = [np.asarray(x) for x in _measure(encode(part + filler), probe)]
-        verdicts += [_judge(*(x[c] for x in measured)) for c in range(len(part))]
+        measured = [np.asarray(x) for x in _measure(encode(part + filler), probe, metric=metric)]
+        verdicts += [_judge(*(x[c] for x in measured), metric=metric) for c in range(len(part))]
     return verdicts
 
 
-def _judge(gradient: np.ndarray, other: np.ndarray, gain: np.ndarray) -> Screening:
+def _judge(
+    gradient: np.ndarray, other: np.ndarray, before: np.ndarray, after: np.ndarray, *,
+    metric: MetricPerQuery | None,
+) -> Screening:  # fmt: skip
     size = np.linalg.norm(gradient.astype(np.float64))
     direction = (gradient / size if size > 0 else gradient).astype(np.float32)
     if size == 0:
         reason = "its gradient is zero"
     elif np.allclose(gradient, other, rtol=1e-4, atol=1e-6 * np.abs(gradient).max()):
         reason = "its gradient ignores the labels"
-    elif gain < LEAST_GAIN:
+    elif metric is not None and not after > before:
+        reason = "descent on free scores does not raise the metric"
+    elif metric is None and (gain := (after - before) / max(1.0 - before, 1e-6)) < LEAST_GAIN:
         reason = (
             f"descent on free scores gains too little: {gain:.0%} of the NDCG that random ones "
             f"lack, expected at least {LEAST_GAIN:.0%}"
@@ -113,9 +125,12 @@ def _judge(gradient: np.ndarray, other: np.ndarray, gain: np.ndarray) -> Screeni
     return Screening(reason, direction)
 
 
-@jax.jit
-def _measure(programs: Programs, probe: Probe) -> tuple[Array, Array, Array]:
-    """Gradients [candidates, queries * list] under both labels, and what free descent gains."""
+@partial(jax.jit, static_argnames="metric")
+def _measure(
+    programs: Programs, probe: Probe, *, metric: MetricPerQuery | None
+) -> tuple[Array, Array, Array, Array]:
+    """Gradients [candidates, queries * list] under both labels; the mean metric of the scores
+    given and of those that free descent ends with."""
     count = programs.count
     scores = jnp.broadcast_to(probe.scores, (count, *probe.scores.shape))
 
@@ -130,14 +145,15 @@ def _measure(programs: Programs, probe: Probe) -> tuple[Array, Array, Array]:
         moved = scores - _DESCENT_STEP * scaled / jnp.where(length > 0, length, 1.0)
         return jnp.where(k == 0, scores, moved), slope
 
+    labels, mask = (jnp.broadcast_to(x, scores.shape) for x in (probe.labels, probe.mask))
+
     def quality(scores: Array) -> Array:
-        return jnp.mean(ndcg_per_query(scores, probe.labels, where=probe.mask)[0], -1)
+        values, defined = (metric or ndcg_per_query)(scores, labels, where=mask)
+        return jnp.sum(values, -1, where=defined) / jnp.maximum(jnp.sum(defined, -1), 1)
 
     end, slopes = lax.scan(step, scores, jnp.arange(1 + _DESCENT_STEPS))
-    before = quality(scores)
-    gains = (quality(end) - before) / jnp.maximum(1.0 - before, 1e-6)
     other, given = slopes[0].reshape(count, -1), slopes[1].reshape(count, -1)
-    return given, other, gains
+    return given, other, quality(scores), quality(end)
 
 
 class Directions:

@@ -22,15 +22,16 @@ from autoloss_jax.data import TRANSFORMS, Dataset, ListBatch, Queries, fit_scali
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import write_json
+from autoloss_jax.language.constants import with_scaled_constants
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import from_tokens
 from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, resolve_loss
-from autoloss_jax.metrics import MetricPerQuery
+from autoloss_jax.metrics import MetricPerQuery, metric_name, recorded_name
 from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.profile import Profile
-from autoloss_jax.proposers import make_proposer
+from autoloss_jax.proposers import known_losses, make_proposer
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
 from autoloss_jax.runs import RunFolder, open_run, read_result
 from autoloss_jax.screening import make_probe
@@ -44,6 +45,9 @@ CHECKPOINTS = "search"
 """The folder of a search's checkpoints, among those of the run."""
 CANARY_QUERIES = 10_000
 """The canaries of a search look at about so many of its queries."""
+TUNED = 8
+"""Of so many of the best losses the numbers are tuned."""
+TUNING_FACTORS = (0.5, 2.0)
 _TRAINED = ("trained", "failed")  # the statuses of what was trained
 
 
@@ -64,6 +68,10 @@ class SearchConfig:
       reference: the loss that rewards are measured against, a name or a formula.
       proposals: losses proposed a round.
       max_tokens: of the longest loss.
+      warm_start: whether the first round proposes the hand-designed losses too, as far as they are
+        in the search grammar, so that the search begins with what is known.
+      tuning_rounds: rounds after the budget in which the numbers in the best formulas are halved
+        and doubled, one at a time.
       hall_of_fame: how many candidates are evaluated again, on fresh seeds, at the end.
       fresh_seeds: on how many.
       finalists: how many of them go on to the effectiveness test.
@@ -79,6 +87,8 @@ class SearchConfig:
     reference: str = "softmax"
     proposals: int = 128
     max_tokens: int = 24
+    warm_start: bool = False
+    tuning_rounds: int = 0
     hall_of_fame: int = 24
     fresh_seeds: int = 4
     finalists: int = 5
@@ -106,6 +116,8 @@ class SearchConfig:
         for name in ("budget", "proposals", "hall_of_fame", "fresh_seeds", "finalists"):
             if getattr(self, name) < 1:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.tuning_rounds < 0:
+            raise AutolossError(f"tuning_rounds is {self.tuning_rounds}, expected at least 0")
 
 
 class Finalist(NamedTuple):
@@ -169,7 +181,6 @@ def search(
     """
     config = config or SearchConfig()
     config.check()
-    name = None if metric is None else metric_name(metric)
     train = dataset.folds[0].train
     queries = fit_scaling(train, transform=config.features).apply(train)
     if out is None:
@@ -177,32 +188,17 @@ def search(
             queries, config, None, model=model, metric=metric, placement=placement,
             profile=profile, on_round=on_round,
         )  # fmt: skip
-    if name == "":
-        raise AutolossError(
-            "metric: expected a named function, since the run folder records what was rewarded; "
-            f"got {metric!r}"
-        )
     settings = asdict(config)
     if model is not None:
         settings["model"] = describe_model(model)
-    if name:
-        settings["metric"] = name
+    if metric is not None:
+        settings["metric"] = recorded_name(metric)
     described = {"data": {"name": dataset.name, "sha256": dataset.sha256}, "search": settings}
     with open_run(out, described) as folder:
         return run_search(
             queries, config, folder, model=model, metric=metric, placement=placement,
             profile=profile, on_round=on_round,
         )  # fmt: skip
-
-
-def metric_name(metric: MetricPerQuery) -> str:
-    """Module and name of a metric, with the arguments of a `functools.partial`; "" without any."""
-    if isinstance(metric, partial):
-        name = metric_name(metric.func)
-        given = [*map(repr, metric.args), *(f"{k}={v!r}" for k, v in metric.keywords.items())]
-        return name and f"{name}({', '.join(given)})"
-    name = getattr(metric, "__qualname__", "<none>")
-    return "" if "<lambda>" in name or name == "<none>" else f"{metric.__module__}.{name}"
 
 
 def run_search(
@@ -231,15 +227,9 @@ def run_search(
     )
     state.resume()
     state.check_metric()
-    while state.trained < config.budget:
+    while (next_round := state.next_round()) is not None:
         processes.stop_together()
-        if state.barren_rounds >= BARREN_ROUNDS:
-            logging.warning(
-                "stopped after %d of %d candidates: the last %d rounds proposed no new loss",
-                state.trained, config.budget, BARREN_ROUNDS,
-            )  # fmt: skip
-            break
-        progress = state.round()
+        progress = next_round()
         if on_round is not None:
             on_round(progress)
     return state.finish()
@@ -266,6 +256,15 @@ def _finished(content: dict[str, Any]) -> SearchResult:
     return SearchResult(finalists, content["records"])
 
 
+class _Tried(NamedTuple):
+    """What became of the losses of a round."""
+
+    losses: list[Expression]  # canonical
+    judged: dict[Expression, Judgement]
+    trained: dict[Expression, dict[str, Any]]  # what the ledger says of those that were trained
+    seconds: float
+
+
 class _Search:
     """A search in progress: what is known, and how a round changes it."""
 
@@ -286,8 +285,8 @@ class _Search:
         )  # fmt: skip
         self.proposer = make_proposer(config.proposer, max_tokens=config.max_tokens)
         self.proposer_state = self.proposer.init(config.seed)
-        self.rounds = 0
-        self.candidates = Candidates(make_probe(queries, config.seed), self.profile)
+        self.rounds = self.tuning_rounds = 0
+        self.candidates = Candidates(make_probe(queries, config.seed), self.profile, metric)
         self.records: list[dict[str, Any]] = []
         # The models of the alternating schedule, how good they are, and how many came before.
         self.models: RunState | None = None
@@ -308,15 +307,56 @@ class _Search:
 
     # --- one round ---
 
-    def round(self) -> Progress:
-        """Proposes, judges, trains and rewards one batch of losses, and records it."""
+    def next_round(self) -> Callable[[], Progress] | None:
+        """What is to be done next; None when all rounds are done."""
+        barren = self.barren_rounds >= BARREN_ROUNDS
+        if not self.tuning_rounds and self.trained < self.config.budget and not barren:
+            return self.propose
+        if self.tuning_rounds < self.config.tuning_rounds:
+            return self.tune
+        if self.trained < self.config.budget:
+            logging.warning(
+                "stopped after %d of %d candidates: %d rounds in a row proposed no new loss",
+                self.trained, self.config.budget, BARREN_ROUNDS,
+            )  # fmt: skip
+        return None
+
+    def propose(self) -> Progress:
+        """Tries what the proposer proposes, which learns from it."""
         started = time.monotonic()
         with self.profile.stage("sampling"):
             proposer_state, tokens = self.proposer.propose(
                 self.proposer_state, self.config.proposals
             )
+            if self.config.warm_start and not self.rounds:
+                known = known_losses(self.config.max_tokens)[: len(tokens)]
+                tokens = np.concatenate([known, tokens[len(known) :]])
+            losses = [from_tokens(row) for row in tokens]
+        tried = self._try(losses, started)
+        rewards = np.array([self.candidates.reward(loss) for loss in tried.losses])
+        with self.profile.stage("update"):
+            self.proposer_state, metrics = self.proposer.observe(proposer_state, tokens, rewards)
+        self._record(tried)
+        return self._progress(metrics, tried.seconds)
+
+    def tune(self) -> Progress:
+        """Tries the best losses with other numbers in them."""
+        started = time.monotonic()
+        best = sorted(self._fully_trained(), key=lambda r: (-_confident(r), r["index"]))
+        losses = [
+            changed
+            for record in best[:TUNED]
+            for changed in with_scaled_constants(parse(record["formula"]), TUNING_FACTORS)
+        ]
+        tried = self._try(losses[: self.config.proposals], started)
+        self.tuning_rounds += 1
+        self._record(tried)
+        return self._progress({}, tried.seconds)
+
+    def _try(self, losses: Sequence[Expression], started: float) -> "_Tried":
+        """Judges, trains and rewards losses."""
         with self.profile.stage("deduplication"):
-            losses = [simplify(from_tokens(row)) for row in tokens]
+            losses = [simplify(loss) for loss in losses]
             judged = self.candidates.judge(losses)
         fresh = [loss for loss, judgement in judged.items() if not judgement.status]
         processes.agree(f"list of candidates in round {self.rounds}", [str(x) for x in fresh])
@@ -329,11 +369,7 @@ class _Search:
         }
         self.candidates.learn({loss: o.reward for loss, o in zip(fresh, outcomes, strict=True)})
         self.candidates.share(judged)
-        rewards = np.array([self.candidates.reward(loss) for loss in losses])
-        with self.profile.stage("update"):
-            self.proposer_state, metrics = self.proposer.observe(proposer_state, tokens, rewards)
-        self._record(losses, judged, trained)
-        return self._progress(metrics, seconds)
+        return _Tried(losses, judged, trained, seconds)
 
     def _train(self, fresh: list[Expression]) -> ProxyRound:
         """Trains a round's losses, from where the schedule says."""
@@ -355,13 +391,9 @@ class _Search:
                 self.lifetime += 1
         return result
 
-    def _record(
-        self,
-        losses: Sequence[Expression],
-        judged: dict[Expression, Judgement],
-        trained: dict[Expression, dict[str, Any]],
-    ) -> None:
+    def _record(self, tried: "_Tried") -> None:
         """Writes the ledger's records of a round, one a proposal, and a checkpoint."""
+        losses, judged, trained, _ = tried
         entries = []
         for index, loss in enumerate(losses, len(self.records)):
             reward = self.candidates.reward(loss)
@@ -408,6 +440,7 @@ class _Search:
         models = self.models if self.models is not None else self.proxy.fresh(self.config.seed)
         return {
             "records": len(self.records),
+            "tuning_rounds": self.tuning_rounds,
             "proposer": self.proposer_state,
             "models": jax.tree.map(np.asarray, models),
             "has_models": self.models is not None,
@@ -422,6 +455,7 @@ class _Search:
             return
         state = decode_state(saved["state"], self._state())
         self.rounds, self.records = saved["round"], saved["records"]
+        self.tuning_rounds = int(state["tuning_rounds"])
         self.proposer_state = state["proposer"]
         self.models = jax.tree.map(jnp.asarray, state["models"]) if state["has_models"] else None
         self.models_ndcg, self.lifetime = float(state["models_ndcg"]), int(state["lifetime"])

@@ -26,6 +26,7 @@ from autoloss_jax.evaluation import METRICS
 from autoloss_jax.files import read_arrays
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.models import MLP
 
 CONFIG = EffectivenessConfig(
@@ -613,3 +614,43 @@ def test_a_test_needs_a_hand_designed_loss_and_relevant_documents(data, found):
         bare = make_dataset("bare", [dataclasses.replace(fold, **{role: empty})])
         with pytest.raises(AutolossError, match=f"no {role} query has a relevant document"):
             effectiveness_test(bare, found, CONFIG, hand_designed=HAND)
+
+
+# --- a user's own metric ---
+
+
+def lower_is_better(scores, labels, *, where):
+    """NDCG of labels that count downwards from 4."""
+    return ndcg_per_query(scores, 4 - labels, where=where, k=10)
+
+
+def test_a_user_s_metric_validates_and_compares(data, tmp_path):
+    upside_down = parse("sum_ij(softplus(s_j - s_i), where=y_j > y_i)")
+    content = effectiveness_test(
+        data, [upside_down], CONFIG, hand_designed=HAND, metric=lower_is_better, out=str(tmp_path)
+    )
+    name = content["metric"]
+    assert name.endswith("test_effectiveness.lower_is_better")
+    # By NDCG the loss is the worst there is, by the metric it is the best.
+    row, ranknet = row_of(content, "found 1"), row_of(content, "ranknet")
+    assert row["test"]["ndcg@10"]["mean"] < ranknet["test"]["ndcg@10"]["mean"]
+    assert row["test"][name]["mean"] > ranknet["test"][name]["mean"]
+    assert row["validation"] > ranknet["validation"]
+    assert content["best_hand_designed"] in content["verdict"]
+    # Every query has a document whose label is below 4: the metric's own queries count.
+    assert content["empty_queries"] == 0
+    values = read_arrays(tmp_path / PER_QUERY_FILE)["values"]
+    means = [r["test"][name]["mean"] for r in content["rows"]]
+    np.testing.assert_allclose(values.mean(1), means)
+
+
+def test_a_metric_without_a_name_is_called_metric(data):
+    def metric(scores, labels, *, where):
+        return ndcg_per_query(scores, labels, where=where, k=10)
+
+    content = effectiveness_test(
+        data, [], CONFIG, hand_designed=HAND, metric=lambda *a, **k: metric(*a, **k)
+    )
+    assert content["metric"] == "metric"
+    for row in content["rows"]:
+        assert row["test"]["metric"] == row["test"]["ndcg@10"]

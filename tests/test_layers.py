@@ -35,6 +35,7 @@ LAYERS = (
     "screening",
     "candidates",
     "controller",
+    "evolution",
     "proposers",
     "proxy",
     "search",

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from autoloss_jax.controller import ControllerConfig
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.evolution import EvolutionConfig
 from autoloss_jax.execution.batched import losses_and_gradients
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.language import grammar
@@ -31,6 +33,10 @@ SMALL = {
     "random": {},
     "evolution": {"population": 24, "tournament": 4},
     "controller": {"hidden": 8, "embedding": 4, "learning_rate": 0.03},
+    "hybrid": {
+        "controller": ControllerConfig(hidden=8, embedding=4, learning_rate=0.03),
+        "evolution": EvolutionConfig(population=24, tournament=4),
+    },
 }
 
 
@@ -164,10 +170,11 @@ def test_some_token_is_legal_wherever_one_is_missing(seed, max_tokens, greed):
 @pytest.mark.parametrize(
     "name, settings_, message",
     [
-        ("bayes", {}, "unknown proposer 'bayes', expected one of random, evolution, controller"),
+        ("bayes", {}, "unknown proposer 'bayes', expected one of random, evolution, control"),
         ("evolution", {"size": 3}, "unknown proposer setting 'size', expected one of population,"),
         ("evolution", {"population": 0}, "population: expected at least 1, got 0"),
         ("evolution", {"crossover": 2.0}, "crossover: expected from 0 to 1, got 2.0"),
+        ("hybrid", {"bred": 1.5}, "bred: expected from 0 to 1, got 1.5"),
         ("random", {"max_tokens": 3}, "expected max_tokens of at least 4, got 3"),
         ("random", {"hidden": 3}, "unknown proposer setting 'hidden', expected none"),
     ],
@@ -272,6 +279,6 @@ def test_learners_beat_random_search_at_equal_budget():
         direction = directions([HAND_DESIGNED[target].formula] * BATCH)[0]
         for name in PROPOSERS:
             best[name] += [best_cosine(name, seed, direction, 2048) for seed in range(4)]
-    for name in ("evolution", "controller"):
+    for name in ("evolution", "controller", "hybrid"):
         test = stats.wilcoxon(best[name], best["random"], alternative="greater")
         assert test.pvalue < 0.05, best

@@ -9,6 +9,7 @@ from autoloss_jax.data import Queries, synthetic
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
+from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.screening import Directions, make_probe, screen
 
 RANKNET = "sum_ij(softplus(s_j - s_i), where=y_i > y_j)"
@@ -53,6 +54,20 @@ def test_no_hand_designed_loss_is_rejected(grades, seed):
 def test_useless_losses_are_rejected_for_the_right_reason(probe, text, reason):
     (verdict,) = screen([parse(text)], probe)
     assert verdict.reason.startswith(reason)
+
+
+def lower_is_better(scores, labels, *, where):
+    """NDCG of labels that count downwards from 4."""
+    return ndcg_per_query(scores, 4 - labels, where=where)
+
+
+def test_descent_must_raise_the_metric_that_is_rewarded(probe):
+    losses = [parse(RANKNET), parse(f"-({RANKNET})")]
+    kept, refused = screen(losses, probe)
+    assert kept.reason == "" and refused.reason.startswith("descent on free scores gains too")
+    refused, kept = screen(losses, probe, lower_is_better)
+    assert refused.reason == "descent on free scores does not raise the metric"
+    assert kept.reason == ""
 
 
 def test_a_verdict_depends_on_its_loss_alone(probe):

@@ -15,12 +15,14 @@ from autoloss_jax.candidates import Candidates
 from autoloss_jax.checkpoints import Checkpoints
 from autoloss_jax.data import Dataset, Fold, Queries, fit_scaling, synthetic
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.language.constants import with_scaled_constants
+from autoloss_jax.language.grammar import from_tokens
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import LOSSES
 from autoloss_jax.metrics import mrr_per_query, ndcg_per_query
 from autoloss_jax.models import MLP, Linear, describe_model
-from autoloss_jax.proposers import PROPOSERS
+from autoloss_jax.proposers import PROPOSERS, known_losses
 from autoloss_jax.proxy import ProxyConfig, ProxyTraining
 from autoloss_jax.screening import make_probe
 from autoloss_jax.search import SearchConfig, run_search, search
@@ -180,13 +182,17 @@ def kill_after(count):
         ("random", "from_scratch"),
         ("evolution", "alternating"),
         ("controller", "from_scratch"),
+        ("hybrid", "from_scratch"),
         pytest.param("random", "alternating", marks=pytest.mark.slow),
         pytest.param("evolution", "from_scratch", marks=pytest.mark.slow),
         pytest.param("controller", "alternating", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_search_ends_as_if_it_had_not_been(data, tmp_path, proposer, schedule):
-    config = dataclasses.replace(CONFIG, proposer=proposer, schedule=schedule, budget=14)
+    tuning_rounds = 2 if proposer == "hybrid" else 0
+    config = dataclasses.replace(
+        CONFIG, proposer=proposer, schedule=schedule, budget=14, tuning_rounds=tuning_rounds
+    )
     whole = search(data, config)
     rounds = whole.records[-1]["round"] + 1
     assert rounds >= 2, "too few rounds to interrupt"
@@ -205,6 +211,38 @@ def test_a_search_killed_in_its_first_round_begins_again(data, tmp_path, finishe
         search(data, CONFIG, out=str(tmp_path))
     monkeypatch.undo()
     assert_same(search(data, CONFIG, out=str(tmp_path)), finished[0])
+
+
+def test_a_warm_start_begins_with_the_hand_designed_losses(data):
+    result = search(data, dataclasses.replace(CONFIG, warm_start=True, budget=1, proposals=20))
+    first = [r["formula"] for r in result.records]
+    known = [str(simplify(from_tokens(row))) for row in known_losses(CONFIG.max_tokens)]
+    assert len(known) >= 5
+    assert first[: len(known)] == known
+    assert len(first) == 20
+    assert {r["status"] for r in result.records[: len(known)]} <= {"trained", "duplicate"}
+
+
+def test_the_numbers_in_the_best_losses_are_tuned(data):
+    config = dataclasses.replace(CONFIG, warm_start=True, tuning_rounds=2)
+    plain, tuned = (
+        search(data, dataclasses.replace(config, tuning_rounds=rounds)).records for rounds in (0, 2)
+    )
+    begun, added = tuned[: len(plain)], tuned[len(plain) :]
+    assert [r | {"seconds": 0} for r in begun] == [r | {"seconds": 0} for r in plain]
+    assert {r["round"] - plain[-1]["round"] for r in added} == {1, 2}
+    best = sorted(
+        (r for r in plain if r["status"] == "trained" and r["steps"] == 6),
+        key=lambda r: r["reward_se"] - r["reward"],
+    )[:8]
+    changed = [
+        str(simplify(other))
+        for r in best
+        for other in with_scaled_constants(parse(r["formula"]), (0.5, 2.0))
+    ]
+    first = [r["formula"] for r in added if r["round"] == plain[-1]["round"] + 1]
+    assert first == changed[: CONFIG.proposals]
+    assert any(r["status"] == "trained" for r in added)
 
 
 def test_the_schedules_differ(data, finished):

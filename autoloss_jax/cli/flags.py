@@ -42,12 +42,13 @@ _LEAST = {
     "seed": 0,
     "max_buckets": 0,
     "truncation_level": 0,
+    "tuning_rounds": 0,
     "max_tokens": LEAST_TOKENS,
     "folds": 2,
 }
 # Settings that the proxy runs and the test share have one flag, without a prefix.
 _CLEARER = {
-    "proposer": "what proposes the losses: chance, evolution, or an LSTM and policy gradient",
+    "proposer": "what proposes the losses: chance, evolution, an LSTM and policy gradient, or both",
     "model": "the ranker that is trained",
     "seed": "of everything random but the synthetic data",
     "max_tokens": "tokens of the longest loss",

@@ -341,6 +341,12 @@ def sample_tokens(key: Array, count: int, max_tokens: int) -> Sampled:
     return jax.vmap(one)(jax.random.split(key, count))
 
 
+def sample_batch(seed: int, number: int, count: int, max_tokens: int) -> np.ndarray:
+    """Batch `number` of the losses that a seed draws by the prior, i32[count, max_tokens]."""
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return np.asarray(sample_tokens(key, count, max_tokens).tokens)
+
+
 def random_expressions(key: Array, count: int, *, max_tokens: int = 24) -> list[Expression]:
     """Random losses of the search grammar that depend on the scores and on the labels.
 

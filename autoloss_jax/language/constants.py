@@ -1,0 +1,24 @@
+"""The numbers in a formula, and formulas that differ from it in one of them."""
+
+from collections.abc import Sequence
+
+from autoloss_jax.language.expressions import LITERAL, Expression, literal
+
+
+def with_scaled_constants(expression: Expression, factors: Sequence[float]) -> list[Expression]:
+    """The expression with one of its numbers times one of the factors, for each of both.
+
+    Conditions stay as they are.
+    """
+    if expression.op == LITERAL:
+        return [literal(expression.value * factor) for factor in factors]
+    return [
+        _with_argument(expression, place, changed)
+        for place, arg in enumerate(expression.args)
+        for changed in with_scaled_constants(arg, factors)
+    ]
+
+
+def _with_argument(expression: Expression, place: int, changed: Expression) -> Expression:
+    args = (*expression.args[:place], changed, *expression.args[place + 1 :])
+    return Expression(expression.op, args, where=expression.where)

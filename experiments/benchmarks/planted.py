@@ -1,0 +1,128 @@
+"""Whether the search finds the loss that a task was made to need.
+
+    python experiments/benchmarks/planted.py --out runs/planted
+
+Each task of `_tasks.py` is drawn anew for every seed and searched with the default budget; then the
+finalists and all hand-designed losses are tested on fresh queries. A search succeeds if the found
+loss that validation chooses is better there than every hand-designed one, each by a paired
+randomisation test with p < 0.01 after Holm's correction for their number. `known` is the same for
+the loss that the task was made with, which a search never sees: what there is to be found.
+
+Interrupted, the same command goes on: every search and test has a run folder below `--out`.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import _timing
+import numpy as np
+from _tasks import TASKS, Task
+from absl import app, flags, logging
+from rich.console import Console
+from rich.table import Table
+
+import autoloss_jax as al
+from autoloss_jax.files import read_arrays
+from autoloss_jax.losses import HAND_DESIGNED
+from autoloss_jax.statistics import holm, randomisation_p_value
+
+_OUT = flags.DEFINE_string("out", None, "Folder of the run folders and of planted.json.")
+_TASKS = flags.DEFINE_list("tasks", list(TASKS), "By name.")
+_SEEDS = flags.DEFINE_integer("seeds", 10, "Of each task.", 1)
+_BUDGET = flags.DEFINE_integer("budget", al.SearchConfig().budget, "Of each search.", 1)
+_PROPOSER = flags.DEFINE_string("proposer", al.SearchConfig().proposer, "Of each search.")
+_MODEL = flags.DEFINE_string("model", "linear", "Of searches and tests.")
+_WARM_START = flags.DEFINE_bool("warm_start", False, "Whether hand-designed losses come first.")
+_TUNING_ROUNDS = flags.DEFINE_integer("tuning_rounds", 0, "Rounds that tune numbers.", 0)
+flags.mark_flag_as_required("out")
+
+_SETTINGS = (_SEEDS, _BUDGET, _PROPOSER, _MODEL, _WARM_START, _TUNING_ROUNDS)
+
+SIGNIFICANT = 0.01
+
+
+def attempt(name: str, task: Task, seed: int) -> dict[str, Any]:
+    """One search and its test."""
+    began = time.perf_counter()
+    dataset = task.dataset(name, seed)
+    folder = Path(_OUT.value) / f"{name}-seed{seed}"
+    search = al.SearchConfig(
+        budget=_BUDGET.value, proposer=_PROPOSER.value, model=_MODEL.value, seed=seed,
+        warm_start=_WARM_START.value, tuning_rounds=_TUNING_ROUNDS.value,
+    )  # fmt: skip
+    result = al.search(dataset, search, metric=task.metric, out=str(folder / "search"))
+    found = [finalist.expression for finalist in result.finalists]
+    test = al.EffectivenessConfig(model=_MODEL.value, seed=seed)
+    content = al.effectiveness_test(
+        dataset, [*found, al.parse(task.truth)], test, metric=task.metric,
+        out=str(folder / "test"),
+    )  # fmt: skip
+    arrays = read_arrays(folder / "test" / "per_query.npz")
+    values = dict(zip(arrays["names"].tolist(), arrays["values"], strict=True))
+    rows = {row["name"]: row for row in content["rows"]}
+    known = f"found {len(found) + 1}"
+    chosen = max(
+        (n for n, row in rows.items() if row["kind"] == "found" and n != known),
+        key=lambda n: rows[n]["validation"],
+    )
+    return {
+        "task": name,
+        "seed": seed,
+        "formula": rows[chosen]["formula"],
+        "found": _against_all(values, chosen, seed),
+        "known": _against_all(values, known, seed),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _against_all(values: dict[str, np.ndarray], name: str, seed: int) -> dict[str, Any]:
+    """A loss against every hand-designed one on the queries on which the metric is defined."""
+    names = [n for n in values if n in HAND_DESIGNED]
+    differences = [values[name] - values[n] for n in names]
+    differences = [d[np.isfinite(d)] for d in differences]
+    corrected = holm(np.array([randomisation_p_value(d, seed) for d in differences]))
+    best = max(names, key=lambda n: np.nanmean(values[n]))
+    return {
+        "mean": float(np.nanmean(values[name])),
+        "best_hand_designed": best,
+        "difference": float(np.nanmean(values[name] - values[best])),
+        "p_value": float(max(corrected)),
+        "better": bool(min(d.mean() for d in differences) > 0 and max(corrected) < SIGNIFICANT),
+    }
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    rows = []
+    for name in _TASKS.value:
+        for seed in range(_SEEDS.value):
+            rows.append(attempt(name, TASKS[name], seed))
+            logging.info("%s", json.dumps(rows[-1]))
+    settings = {f.name: f.value for f in _SETTINGS}
+    report = {"machine": _timing.machine(), "settings": settings, "rows": rows}
+    show(report)
+    text = json.dumps(report, indent=1) + "\n"
+    (Path(_OUT.value) / "planted.json").write_text(text, encoding="utf-8")
+
+
+def show(report: dict[str, Any]) -> None:
+    console = Console(width=120)
+    table = Table(title="The found loss against every hand-designed one, on fresh queries")
+    for heading in ("task", "succeeded", "known", "difference to the best", "a found loss"):
+        table.add_column(heading)
+    for name in dict.fromkeys(row["task"] for row in report["rows"]):
+        rows = [row for row in report["rows"] if row["task"] == name]
+        cells = [f"{sum(r[k]['better'] for r in rows)}/{len(rows)}" for k in ("found", "known")]
+        differences = [r["found"]["difference"] for r in rows]
+        spread = (
+            f"{np.median(differences):+.3f} ({min(differences):+.3f} to {max(differences):+.3f})"
+        )
+        table.add_row(name, *cells, spread, rows[0]["formula"])
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app.run(main)
