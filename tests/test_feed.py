@@ -70,9 +70,9 @@ def test_proxy_runs_are_the_same_bit_for_bit(data, small_pieces):
         np.testing.assert_array_equal(a.differences, b.differences)
     jax.tree.map(np.testing.assert_array_equal, found.best, expected.best)
     assert found.reference_ndcg == expected.reference_ndcg
-    # Rounds, rungs and folds: all have the same shapes.
-    assert streamed.trainer._train._cache_size() <= 1
-    assert streamed.trainer._evaluate._cache_size() <= 1
+    # Rounds, rungs and folds: all have the same shapes. Both placements share a function.
+    assert streamed.trainer._train._cache_size() <= 2
+    assert streamed.trainer._evaluate._cache_size() <= 2
 
 
 def test_pieces_change_no_value_but_by_rounding(data, monkeypatch):

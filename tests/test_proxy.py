@@ -130,6 +130,7 @@ def test_a_candidate_alone_earns_what_it_earns_in_company(proxy):
 
 def test_models_go_on_from_where_they_are(proxy, round_):
     start = round_.best
+    programs = proxy.trainer._train._cache_size()  # those of equal trainings elsewhere included
     assert jax.tree.leaves(start.params)[0].shape[:2] == (CONFIG.folds, 1)
     on = proxy.run(CANDIDATES, seed=6, start=start)
     again = proxy.run(CANDIDATES, seed=6, start=start)  # the start is not used up
@@ -137,8 +138,8 @@ def test_models_go_on_from_where_they_are(proxy, round_):
     fresh = proxy.run(CANDIDATES, seed=6)
     assert on.reference_ndcg != fresh.reference_ndcg
     assert int(on.reference.optimizer.count[0, 0]) == 2 * proxy.full_steps
-    # Not one of all these calls compiled again; jax may have dropped the one cached program.
-    assert proxy.trainer._train._cache_size() <= 1
+    # Not one of all these calls compiled again; jax may have dropped a cached program.
+    assert proxy.trainer._train._cache_size() <= max(programs, 1)
 
 
 def test_the_best_model_is_that_of_the_best_reward(proxy, round_):
