@@ -427,7 +427,9 @@ def test_progress_is_logged_at_most_every_ten_seconds(monkeypatch, capsys):
         for now[0] in (100.0, 105.0, 109.9, 110.0, 111.0):
             shown.on_test(f"at {now[0]}", 0.5)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["test: at 100.0", "test: at 110.0"]
+    # Old versions of rich end with an empty line.
+    told = [line.split(",")[0] for line in lines if line]
+    assert told == ["test: at 100.0", "test: at 110.0"]
 
 
 # --- whole runs ---
