@@ -178,8 +178,8 @@ def group_losses(
     """All losses that fit a batched program as one group, and each other one by itself.
 
     `train`: the shapes of the training queries of all folds. `metric`: what validates, instead of
-    NDCG at the config's cutoff. Raises AutolossError if pairs are to
-    be truncated and a loss does not fit.
+    NDCG at the config's cutoff. Raises AutolossError if pairs are to be truncated and a loss does
+    not fit.
     """
     check_truncation(losses, config.truncation_level)
     fitting = [k for k, loss in enumerate(losses) if fits(loss)]

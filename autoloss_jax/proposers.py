@@ -8,6 +8,7 @@ arrays of fixed shapes, so a search can stop after any call and go on from a fil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,34 +68,30 @@ def random_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
     return _checked(Proposer(init, propose, observe), max_tokens)
 
 
+def _learner(module: ModuleType, config: Any, max_tokens: int) -> Proposer:
+    """The `init`, `propose` and `observe` of a module, under a configuration."""
+    return _checked(
+        Proposer(
+            partial(module.init, max_tokens=max_tokens, config=config),
+            partial(module.propose, config=config),
+            partial(module.observe, config=config),
+        ),
+        max_tokens,
+    )
+
+
 def evolution_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
     """Regularised evolution; `settings` are those of EvolutionConfig.
 
     The first losses are drawn by the prior, until the population is full. Then children of
     tournament winners take the places of the oldest.
     """
-    config = _config(EvolutionConfig, settings)
-    return _checked(
-        Proposer(
-            partial(evolution.init, max_tokens=max_tokens, config=config),
-            partial(evolution.propose, config=config),
-            partial(evolution.observe, config=config),
-        ),
-        max_tokens,
-    )
+    return _learner(evolution, _config(EvolutionConfig, settings), max_tokens)
 
 
 def controller_proposer(*, max_tokens: int = 24, **settings: Any) -> Proposer:
     """The LSTM controller; `settings` are those of ControllerConfig."""
-    config = _config(ControllerConfig, settings)
-    return _checked(
-        Proposer(
-            partial(controller.init, max_tokens=max_tokens, config=config),
-            partial(controller.propose, config=config),
-            partial(controller.observe, config=config),
-        ),
-        max_tokens,
-    )
+    return _learner(controller, _config(ControllerConfig, settings), max_tokens)
 
 
 @dataclass(frozen=True)

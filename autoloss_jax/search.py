@@ -342,10 +342,9 @@ class _Search:
     def tune(self) -> Progress:
         """Tries the best losses with other numbers in them."""
         started = time.monotonic()
-        best = sorted(self._fully_trained(), key=lambda r: (-_confident(r), r["index"]))
         losses = [
             changed
-            for record in best[:TUNED]
+            for record in self._best_first()[:TUNED]
             for changed in with_scaled_constants(parse(record["formula"]), TUNING_FACTORS)
         ]
         tried = self._try(losses[: self.config.proposals], started)
@@ -423,6 +422,10 @@ class _Search:
             r for r in self.records
             if r["status"] == "trained" and r["steps"] == self.proxy.full_steps
         ]  # fmt: skip
+
+    def _best_first(self) -> list[dict[str, Any]]:
+        """Those records by a lower confidence bound."""
+        return sorted(self._fully_trained(), key=lambda r: (-_confident(r), r["index"]))
 
     def _progress(self, metrics: dict[str, float], seconds: float) -> Progress:
         full = self._fully_trained()
@@ -507,8 +510,7 @@ class _Search:
 
         A loss whose gradient points where a hand-designed one's does is not a find.
         """
-        best = sorted(self._fully_trained(), key=lambda r: (-_confident(r), r["index"]))
-        best = best[: self.config.hall_of_fame + len(HAND_DESIGNED)]
+        best = self._best_first()[: self.config.hall_of_fame + len(HAND_DESIGNED)]
         equal = self.candidates.hand_designed([parse(record["formula"]) for record in best])
         fame = [record for record, name in zip(best, equal, strict=True) if name is None]
         rediscovered = [name for name in equal if name is not None]

@@ -26,9 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from autoloss_jax.convergence import fits
 from autoloss_jax.data import synthetic
-from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution.programs import encode
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data, from_tokens
 from autoloss_jax.language.simplification import simplify
@@ -69,18 +68,10 @@ class Gradients:
         """By loss; None for one that a search would refuse."""
         new = [loss for loss in dict.fromkeys(losses) if loss not in self._known]
         self._known |= dict.fromkeys(new)
-        fitting = [loss for loss in new if depends_on_data(loss) and _fits(loss)]
+        fitting = [loss for loss in new if depends_on_data(loss) and fits(loss)]
         for loss, verdict in zip(fitting, screen(fitting, self._probe), strict=True):
             self._known[loss] = None if verdict.reason else verdict.direction
         return {loss: self._known[loss] for loss in losses}
-
-
-def _fits(loss: Expression) -> bool:
-    try:
-        encode([loss])
-    except AutolossError:
-        return False
-    return True
 
 
 def recover(name: str, target: np.ndarray, seed: int, gradients: Gradients) -> Found:
