@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import numpy as np
+from absl import logging
 
 from autoloss_jax import canaries
 from autoloss_jax.data import (
@@ -55,7 +56,8 @@ class ProxyConfig:
     Attributes:
       folds: cross-validation folds of the training queries.
       queries_per_step: of each update.
-      learning_rate: of Adam.
+      learning_rates: of Adam; of several, all candidates get the one under which the reference does
+        best in as many steps as theirs.
       rung_steps: updates of one training block.
       rungs: training blocks of each rung; the better share goes on from rung to rung.
       keep: that share.
@@ -67,7 +69,7 @@ class ProxyConfig:
 
     folds: int = 3
     queries_per_step: int = 32
-    learning_rate: float = 0.01
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     rung_steps: int = 20
     rungs: tuple[int, ...] = (1, 2)
     keep: float = 0.5
@@ -83,9 +85,9 @@ class ProxyConfig:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        if not 0 < self.learning_rate < np.inf:
+        if not self.learning_rates or not all(0 < r < np.inf for r in self.learning_rates):
             raise AutolossError(
-                f"learning_rate is {self.learning_rate}, expected a positive number"
+                f"learning_rates is {self.learning_rates}, expected positive numbers"
             )
         if not 0 < self.keep <= 1:
             raise AutolossError(f"keep is {self.keep}, expected above 0 and up to 1")
@@ -138,7 +140,8 @@ class ProxyTraining:
             model, program_score_gradient(config.truncation_level), config.metric_cutoff, metric,
             rare_buckets(self.buckets.rows, config.queries_per_step),
         )  # fmt: skip
-        self.trainer = Trainer(self.training, capacity + 1, profile=profile)
+        slots = max(capacity + 1, len(config.learning_rates))
+        self.trainer = Trainer(self.training, slots, profile=profile)
         self.folds = assign_folds(queries, config.folds, seed)
         self.feed = Feed(self.buckets, self.trainer.mesh, placement)
         self._held_out = held_out_rows(self.buckets, self.folds, config.folds)
@@ -149,6 +152,7 @@ class ProxyTraining:
         # Rounds that start from scratch share one seed; others never come back to theirs.
         self.fresh = lru_cache(maxsize=1)(self._init)
         self._plan = lru_cache(maxsize=1)(self._draw)
+        self._seed = seed
 
     def _measure_ties(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each replicate, some of its held-out queries, and what constant scores get there.
@@ -195,6 +199,49 @@ class ProxyTraining:
         """Updates of a candidate that passes every rung."""
         return sum(self.config.rungs) * self.config.rung_steps
 
+    @cached_property
+    def learning_rate(self) -> float:
+        """Adam's in every proxy run.
+
+        Raises AutolossError if the reference turned non-finite under each of them.
+        """
+        rates = self.config.learning_rates
+        if len(rates) == 1:
+            return rates[0]
+        return self.trainer.within_memory(self._best_rate)
+
+    def _best_rate(self) -> float:
+        """The reference's, by its mean over two seeds: one may have drawn good weights."""
+        rates, trainer = self.config.learning_rates, self.trainer
+        places = [trainer.slot(k) for k in range(len(rates))]
+        active, of_slots = np.zeros(trainer.slots, bool), np.full(trainer.slots, rates[0])
+        active[places], of_slots[places] = True, rates
+        programs = encode([self.reference] * trainer.slots)
+        found = []
+        for seed in (self._seed, self._seed + 1):
+            runs = trainer.train(
+                trainer.spread(self.fresh(seed)), programs, of_slots.astype(np.float32), active,
+                self.feed, self._plan(seed),
+            )  # fmt: skip
+            values = trainer.evaluate(runs, active, self.feed, self._held_out)
+            found.append(np.asarray(values, np.float64)[places][:, self._counted].mean(1))
+        means = np.nan_to_num(np.mean(found, axis=0), nan=-np.inf)
+        if not np.isfinite(means).any():
+            raise AutolossError(self._diverged(self.full_steps))
+        logging.info(
+            "learning rate of proxy runs: %g (the reference's %s)", rates[int(means.argmax())],
+            ", ".join(f"{m:.4f} at {r:g}" for m, r in zip(means, rates, strict=True)),
+        )  # fmt: skip
+        return rates[int(means.argmax())]
+
+    def _diverged(self, steps: int) -> str:
+        rates = ", ".join(f"{rate:g}" for rate in self.config.learning_rates)
+        return (
+            f"the model trained under the reference loss {self.reference} turned non-finite within "
+            f"{steps} steps, so no reward can be measured; expected a learning rate it can be "
+            f"trained with, got {rates}"
+        )
+
     def _init(self, seed: int) -> RunState:
         """Untrained models [replicates, 1]."""
         return init_run(self.training, seed, self.config.folds, self.feed.example)
@@ -239,9 +286,13 @@ class ProxyTraining:
         steps = done = 0
         for rung, blocks in enumerate(self.config.rungs):
             occupied, active = self._occupy(losses, at)
-            rates = self._rates(trainer.slots)
             runs = trainer.train(
-                runs, encode(occupied), rates, active, self.feed, plans[done : done + blocks]
+                runs,
+                encode(occupied),
+                self._rates(),
+                active,
+                self.feed,
+                plans[done : done + blocks],
             )
             done += blocks
             steps = done * self.config.rung_steps
@@ -251,11 +302,7 @@ class ProxyTraining:
             values[[at[run] for run in reasons]] = np.nan
             reference_values[steps] = values[at[0]]
             if not np.isfinite(reference_values[steps]).all():
-                raise AutolossError(
-                    f"the model trained under the reference loss {self.reference} turned "
-                    f"non-finite within {steps} steps, so no reward can be measured; expected a "
-                    f"learning rate it can be trained with, got {self.config.learning_rate}"
-                )
+                raise AutolossError(self._diverged(steps))
             found |= {run: (values[slot], steps, reasons.get(run, "")) for run, slot in at.items()}
             if halving and rung + 1 < len(self.config.rungs):
                 kept = self._survivors({run: found[run][0].mean() for run in at})
@@ -312,8 +359,9 @@ class ProxyTraining:
         count = int(np.ceil(self.config.keep * (len(means) - 1)))
         return [0, *sorted(alive, key=lambda run: (-means[run], run))[:count]]
 
-    def _rates(self, slots: int) -> np.ndarray:
-        return np.full(slots, self.config.learning_rate, np.float32)
+    def _rates(self) -> np.ndarray:
+        """f32[slots]: the learning rate of each."""
+        return np.full(self.trainer.slots, self.learning_rate, np.float32)
 
     def _draw(self, seed: int) -> list[BatchPlan]:
         """The batches of every block, the same whenever the seed is."""

@@ -529,6 +529,7 @@ class _Search:
             "reference": self.config.reference,
             "metric": metric_name(self.metric) if self.metric else f"ndcg@{cutoff}",
             "empty": "skip",
+            "learning_rate": self.proxy.learning_rate,
             "candidates_trained": self.trained,
         }  # fmt: skip
 

@@ -15,7 +15,7 @@ from autoloss_jax.proxy import ProxyConfig, ProxyTraining
 from autoloss_jax.training import program_score_gradient
 
 CONFIG = ProxyConfig(
-    folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=4, rungs=(1, 1), keep=0.5,
+    folds=2, queries_per_step=8, learning_rates=(0.05,), rung_steps=4, rungs=(1, 1), keep=0.5,
     max_buckets=1,
 )  # fmt: skip
 CAPACITY = 7
@@ -153,19 +153,32 @@ def test_the_best_model_is_that_of_the_best_reward(proxy, round_):
 
 
 def test_a_failed_candidate_is_worst_and_disturbs_nobody(proxy, round_, monkeypatch):
-    rates = proxy._rates(proxy.trainer.slots)
+    rates = proxy._rates()
     rates[proxy.trainer.slot(1)] = 1e38  # that of the first candidate
-    monkeypatch.setattr(proxy, "_rates", lambda slots: rates)
+    monkeypatch.setattr(proxy, "_rates", lambda: rates)
     outcomes = proxy.run(CANDIDATES, seed=3).outcomes
     assert (outcomes[0].reward, outcomes[0].reward_se) == (-np.inf, np.inf)
     assert np.isnan(outcomes[0].ndcg)
     assert outcomes[0].steps == 4  # it does not pass the rung
 
 
-def test_a_reference_that_fails_is_said(proxy, monkeypatch):
-    monkeypatch.setattr(proxy, "_rates", lambda slots: np.full(slots, 1e38, np.float32))
+def with_rates(queries, *rates):
+    config = dataclasses.replace(CONFIG, learning_rates=rates)
+    return ProxyTraining(queries, Linear(), REFERENCE, config, CAPACITY, seed=0)
+
+
+def test_the_learning_rate_is_the_one_that_suits_the_reference(queries, proxy, round_):
+    chosen = with_rates(queries, 1e-9, 0.05, 1e38)  # it learns nothing, and diverges
+    assert chosen.learning_rate == 0.05
+    same_outcomes(chosen.run(CANDIDATES, seed=3).outcomes, round_.outcomes)
+    assert with_rates(queries, 0.05, 1e-9).learning_rate == 0.05
+    assert with_rates(queries, 1e-9).learning_rate == 1e-9
+
+
+@pytest.mark.parametrize("rates", [(1e38,), (1e38, 2e38)])
+def test_a_reference_that_fails_is_said(queries, rates):
     with pytest.raises(AutolossError, match="under the reference loss .* turned non-finite"):
-        proxy.run(CANDIDATES, seed=3)
+        with_rates(queries, *rates).run(CANDIDATES, seed=3)
 
 
 def test_proxy_runs_train_with_pairs_truncated_as_configured(queries, proxy):
@@ -189,8 +202,8 @@ def test_more_candidates_than_the_capacity_are_refused(proxy):
         ({"metric_cutoff": 0}, "metric_cutoff is 0"),
         ({"max_buckets": -1}, "max_buckets is -1, expected at least 0"),
         ({"truncation_level": -1}, "truncation_level is -1, expected at least 0"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0, expected a positive number"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rates": (0.01, 0.0)}, r"learning_rates is \(0.01, 0.0\), expected"),
+        ({"learning_rates": (float("nan"),)}, r"learning_rates is \(nan,\)"),
         ({"keep": 0.0}, "keep is 0.0, expected above 0"),
         ({"keep": 1.5}, "keep is 1.5"),
         ({"rungs": ()}, r"rungs is \(\), expected one or more"),

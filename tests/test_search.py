@@ -30,7 +30,7 @@ from autoloss_jax.search import SearchConfig, run_search, search
 search_module = sys.modules[search.__module__]  # the package has a function of this name
 
 PROXY = ProxyConfig(
-    folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=3, rungs=(1, 1), max_buckets=1
+    folds=2, queries_per_step=8, learning_rates=(0.05,), rung_steps=3, rungs=(1, 1), max_buckets=1
 )
 CONFIG = SearchConfig(
     budget=12, proposer="random", model="linear", proposals=14, max_tokens=16, hall_of_fame=4,
