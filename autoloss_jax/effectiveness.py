@@ -5,7 +5,7 @@ the same patience. Validation queries stop the training and choose the learning 
 are read once, at the end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -192,16 +192,29 @@ def run_effectiveness(
         "truncation_level": config.truncation_level,
         "err_max_label": max_label,
     }
-    unfinished = [row["name"] for row in result["rows"] if not row["converged"]]
+    _warn_of_limits(result["rows"], config)
+    if folder is not None:
+        _write(folder, dataset, config, contenders, folds, result)
+    return result
+
+
+def _warn_of_limits(rows: Sequence[Mapping[str, Any]], config: EffectivenessConfig) -> None:
+    """Says where the settings may have kept losses from being better."""
+    unfinished = [row["name"] for row in rows if not row["converged"]]
     if unfinished:
         logging.warning(
             "max_steps %d ended trainings under %s before %d looks without a better one did: with "
             "a higher one they may become better",
             config.max_steps, ", ".join(unfinished), config.patience,
         )  # fmt: skip
-    if folder is not None:
-        _write(folder, dataset, config, contenders, folds, result)
-    return result
+    rates = config.learning_rates
+    chosen = [rate for row in rows for rate in row["learning_rate"] or () if rate in rates]
+    for end, word in ((min(rates), "lowest"), (max(rates), "highest")):
+        if len(rates) > 1 and 2 * chosen.count(end) > len(chosen):
+            logging.warning(
+                "the %s learning rate, %g, did best in %d of %d trainings: with %s ones losses may "
+                "become better", word, end, chosen.count(end), len(chosen), f"{word[:-3]}er",
+            )  # fmt: skip
 
 
 def _name(config: EffectivenessConfig, metric: MetricPerQuery | None) -> str:

@@ -7,6 +7,7 @@ to start from, same batches, same number of steps. Training goes in rungs (succe
 Jamieson and Talwalkar 2016): all candidates train a little, the better share trains on.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -31,8 +32,10 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.feed import Feed
 from autoloss_jax.language.expressions import Expression
+from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
 from autoloss_jax.profile import Profile
+from autoloss_jax.statistics import rank_correlation
 from autoloss_jax.trainer import Runs, Trainer
 from autoloss_jax.training import (
     FAULTS,
@@ -56,8 +59,8 @@ class ProxyConfig:
     Attributes:
       folds: cross-validation folds of the training queries.
       queries_per_step: of each update.
-      learning_rates: of Adam; of several, all candidates get the one under which the reference does
-        best in as many steps as theirs.
+      learning_rates: of Adam; of several, all candidates get the one whose rewards repeat best, see
+        `ProxyTraining.learning_rate`.
       rung_steps: updates of one training block.
       rungs: training blocks of each rung; the better share goes on from rung to rung.
       keep: that share.
@@ -140,8 +143,7 @@ class ProxyTraining:
             model, program_score_gradient(config.truncation_level), config.metric_cutoff, metric,
             rare_buckets(self.buckets.rows, config.queries_per_step),
         )  # fmt: skip
-        slots = max(capacity + 1, len(config.learning_rates))
-        self.trainer = Trainer(self.training, slots, profile=profile)
+        self.trainer = Trainer(self.training, capacity + 1, profile=profile)
         self.folds = assign_folds(queries, config.folds, seed)
         self.feed = Feed(self.buckets, self.trainer.mesh, placement)
         self._held_out = held_out_rows(self.buckets, self.folds, config.folds)
@@ -203,36 +205,48 @@ class ProxyTraining:
     def learning_rate(self) -> float:
         """Adam's in every proxy run.
 
+        Of several, the one whose rewards repeat best: every hand-designed loss is trained under
+        each, on two seeds, and the orders that the two put them in are compared (Spearman's rank
+        correlation, 1904). Models that have learned too little, or too wildly, owe their reward to
+        their initial weights or to their batches. (What raises the metric the most is no guide:
+        where the reference is wrong for the metric, that is the rate which learns the least.)
+
         Raises AutolossError if the reference turned non-finite under each of them.
         """
         rates = self.config.learning_rates
         if len(rates) == 1:
             return rates[0]
-        return self.trainer.within_memory(self._best_rate)
-
-    def _best_rate(self) -> float:
-        """The reference's, by its mean over two seeds: one may have drawn good weights."""
-        rates, trainer = self.config.learning_rates, self.trainer
-        places = [trainer.slot(k) for k in range(len(rates))]
-        active, of_slots = np.zeros(trainer.slots, bool), np.full(trainer.slots, rates[0])
-        active[places], of_slots[places] = True, rates
-        programs = encode([self.reference] * trainer.slots)
-        found = []
-        for seed in (self._seed, self._seed + 1):
-            runs = trainer.train(
-                trainer.spread(self.fresh(seed)), programs, of_slots.astype(np.float32), active,
-                self.feed, self._plan(seed),
-            )  # fmt: skip
-            values = trainer.evaluate(runs, active, self.feed, self._held_out)
-            found.append(np.asarray(values, np.float64)[places][:, self._counted].mean(1))
-        means = np.nan_to_num(np.mean(found, axis=0), nan=-np.inf)
-        if not np.isfinite(means).any():
+        losses = [self.reference, *(LOSSES[name] for name in HAND_DESIGNED)]
+        jobs = list(itertools.product(rates, losses))
+        seeds = (self._seed, self._seed + 1)
+        measured = self.trainer.within_memory(lambda: [self._train_all(jobs, s) for s in seeds])
+        values = np.reshape(measured, (len(seeds), len(rates), len(losses)))
+        repeat = [
+            rank_correlation(*values[:, k]) if np.isfinite(values[:, k, 0]).all() else -np.inf
+            for k in range(len(rates))
+        ]
+        if not np.isfinite(repeat).any():
             raise AutolossError(self._diverged(self.full_steps))
-        logging.info(
-            "learning rate of proxy runs: %g (the reference's %s)", rates[int(means.argmax())],
-            ", ".join(f"{m:.4f} at {r:g}" for m, r in zip(means, rates, strict=True)),
-        )  # fmt: skip
-        return rates[int(means.argmax())]
+        chosen = rates[int(np.argmax(repeat))]
+        described = ", ".join(f"{c:.2f} at {r:g}" for c, r in zip(repeat, rates, strict=True))
+        logging.info("learning rate of proxy runs: %g (how well rewards repeat: %s)",
+                     chosen, described)  # fmt: skip
+        return chosen
+
+    def _train_all(self, jobs: Sequence[tuple[float, Expression]], seed: int) -> np.ndarray:
+        """The mean metric of each learning rate and loss after all steps, -inf if it failed."""
+        trainer, means = self.trainer, []
+        for start in range(0, len(jobs), trainer.slots):
+            part = jobs[start : start + trainer.slots]
+            at = [trainer.slot(k) for k in range(len(part))]
+            occupied, active = self._occupy([loss for _, loss in part], dict(enumerate(at)))
+            rates = np.full(trainer.slots, part[0][0], np.float32)
+            rates[at] = [rate for rate, _ in part]
+            runs = trainer.spread(self.fresh(seed))
+            runs = trainer.train(runs, encode(occupied), rates, active, self.feed, self._plan(seed))
+            values = trainer.evaluate(runs, active, self.feed, self._held_out)
+            means.append(np.asarray(values, np.float64)[at][:, self._counted].mean(1))
+        return np.nan_to_num(np.concatenate(means), nan=-np.inf)
 
     def _diverged(self, steps: int) -> str:
         rates = ", ".join(f"{rate:g}" for rate in self.config.learning_rates)

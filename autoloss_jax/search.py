@@ -498,10 +498,12 @@ class _Search:
                 finalists.append(
                     Finalist(loss, float(differences.mean()), float(error), record["reward"])
                 )
+        again = _winners_curse(finalists)
         finalists.sort(key=lambda f: -(f.reward - f.reward_se))
         finalists = finalists[: self.config.finalists]
         if self.folder is not None:
-            described = self._describe(finalists) | {"rediscovered": rediscovered}
+            described = self._describe(finalists)
+            described |= {"hall_of_fame": again, "rediscovered": rediscovered}
             write_json(self.folder.path / FINALISTS_FILE, described)
         return SearchResult(finalists, self.records)
 
@@ -559,6 +561,24 @@ class _Search:
 @partial(jax.jit, static_argnums=0)  # operation by operation, each would be compiled by itself
 def _score(model: nn.Module, params: Any, features: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.asarray(model.apply(params, features, mask))
+
+
+def _winners_curse(fame: Sequence[Finalist]) -> dict[str, Any]:
+    """What the hall of fame earned when it was selected, and earns on fresh seeds; and says it.
+
+    Its members were selected for being good and for being lucky; luck does not come again. (Who are
+    the finalists is chosen afterwards, so all members are counted.)
+    """
+    if not fame:
+        return {"losses": 0, "selection_reward": None, "reward": None}
+    selected, again = (
+        float(np.mean([getattr(f, name) for f in fame])) for name in ("selection_reward", "reward")
+    )
+    logging.info(
+        "winner's curse: the %d best were selected with a mean reward of %+.4f; on fresh seeds it "
+        "is %+.4f", len(fame), selected, again,
+    )  # fmt: skip
+    return {"losses": len(fame), "selection_reward": selected, "reward": again}
 
 
 def _confident(record: dict[str, Any]) -> float:

@@ -17,12 +17,14 @@ from autoloss_jax.effectiveness import (
     PER_QUERY_FILE,
     TEST_SCORES_FILE,
     EffectivenessConfig,
+    _warn_of_limits,
     clean_folds,
     contenders,
     effectiveness_test,
 )
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.evaluation import METRICS
+from autoloss_jax.execution.programs import fits_program
 from autoloss_jax.files import read_arrays
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
@@ -238,6 +240,32 @@ def test_what_the_limit_of_steps_ended_is_said(data, caplog):
     assert "max_steps" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
+        (
+            [0.1, 0.1],
+            "the highest learning rate, 0.1, did best in 2 of 3 trainings: with higher ones",
+        ),
+        (
+            [0.01, 0.01],
+            "the lowest learning rate, 0.01, did best in 2 of 3 trainings: with lower ones",
+        ),
+        ([0.1, 0.01], ""),
+    ],
+)
+def test_learning_rates_at_the_end_of_the_grid_are_said(caplog, chosen, said):
+    rows = [{"name": "a", "converged": True, "learning_rate": [0.03]},
+            {"name": "b", "converged": True, "learning_rate": chosen},
+            {"name": "lambdamart", "converged": True, "learning_rate": None}]  # fmt: skip
+    rates = (0.01, 0.03, 0.1)
+    with caplog.at_level("WARNING"):
+        _warn_of_limits(rows, dataclasses.replace(CONFIG, learning_rates=rates))
+        _warn_of_limits(rows, dataclasses.replace(CONFIG, learning_rates=(0.1,)))
+    assert caplog.text.count("learning rate") == bool(said)
+    assert said in caplog.text
+
+
 def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
     calls = []
 
@@ -274,7 +302,7 @@ def test_a_loss_does_not_depend_on_what_else_is_tested(data, result):
 
 def test_the_exact_path_is_the_batched_path(data, result, monkeypatch):
     """The losses forced through the exact path, one program each, earn what they earned."""
-    monkeypatch.setattr(convergence, "fits", lambda loss: False)
+    monkeypatch.setattr(convergence, "fits_program", lambda loss: False)
     content = effectiveness_test(data, [], CONFIG, hand_designed=HAND)
     for name in HAND:
         exact, batched = row_of(content, name), row_of(result, name)
@@ -286,8 +314,8 @@ def test_the_exact_path_is_the_batched_path(data, result, monkeypatch):
 
 
 def test_a_loss_that_does_not_fit_takes_the_exact_path(data, result):
-    assert not convergence.fits(UNFIT)
-    assert all(convergence.fits(LOSSES[name]) for name in HAND_DESIGNED)
+    assert not fits_program(UNFIT)
+    assert all(fits_program(LOSSES[name]) for name in HAND_DESIGNED)
     content = effectiveness_test(data, [UNFIT], CONFIG, hand_designed=["ranknet"])
     unfit, twin = row_of(content, "found 1"), row_of(content, "ranknet")
     assert unfit["test"]["ndcg@10"]["mean"] == pytest.approx(

@@ -9,7 +9,7 @@ import pytest
 from autoloss_jax.data import scale_fold, synthetic
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.parsing import parse
-from autoloss_jax.losses import LOSSES
+from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.models import Linear
 from autoloss_jax.proxy import ProxyConfig, ProxyTraining
 from autoloss_jax.training import program_score_gradient
@@ -167,12 +167,33 @@ def with_rates(queries, *rates):
     return ProxyTraining(queries, Linear(), REFERENCE, config, CAPACITY, seed=0)
 
 
-def test_the_learning_rate_is_the_one_that_suits_the_reference(queries, proxy, round_):
-    chosen = with_rates(queries, 1e-9, 0.05, 1e38)  # it learns nothing, and diverges
-    assert chosen.learning_rate == 0.05
-    same_outcomes(chosen.run(CANDIDATES, seed=3).outcomes, round_.outcomes)
-    assert with_rates(queries, 0.05, 1e-9).learning_rate == 0.05
-    assert with_rates(queries, 1e-9).learning_rate == 1e-9
+def test_the_learning_rate_is_the_one_whose_rewards_repeat(queries, round_, monkeypatch):
+    proxy = with_rates(queries, 0.001, 0.05, 0.1)
+    losses = 1 + len(HAND_DESIGNED)
+    order = np.arange(losses, dtype=float)
+    figures = {  # made up: by rate, what the losses earn on two seeds
+        0.001: (order, -order),
+        0.05: (order, np.append(order[:-1], -np.inf)),  # the last one failed once
+        0.1: (np.append(-np.inf, order[1:]),) * 2,  # the reference failed
+    }
+    monkeypatch.setattr(
+        proxy, "_train_all",
+        lambda jobs, seed: np.array([figures[rate][seed][k % losses]
+                                     for k, (rate, _) in enumerate(jobs)]),
+    )  # fmt: skip
+    assert proxy.learning_rate == 0.05
+    same_outcomes(proxy.run(CANDIDATES, seed=3).outcomes, round_.outcomes)
+
+
+def test_rates_and_losses_are_trained_in_as_many_calls_as_it_takes(queries):
+    proxy = with_rates(queries, 0.01, 0.05)
+    jobs = [(rate, loss) for rate in (0.01, 0.05) for loss in [REFERENCE, *CANDIDATES]]
+    assert len(jobs) > proxy.trainer.slots
+    found = proxy._train_all(jobs, 3).reshape(2, -1)
+    for rate, means in zip((0.01, 0.05), found, strict=True):
+        alone = with_rates(queries, rate).run(CANDIDATES, seed=3, halving=False)
+        wanted = [alone.reference_ndcg, *(o.ndcg for o in alone.outcomes)]
+        np.testing.assert_allclose(means, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("rates", [(1e38,), (1e38, 2e38)])

@@ -381,11 +381,21 @@ def test_a_search_without_new_losses_ends(data, monkeypatch):
     assert result.finalists
 
 
-def test_a_hall_of_fame_may_be_larger_than_a_round(data):
+def test_a_hall_of_fame_may_be_larger_than_a_round(data, tmp_path, caplog):
     config = dataclasses.replace(CONFIG, proposals=5, hall_of_fame=14, finalists=14, budget=20)
-    result = search(data, config)
+    with caplog.at_level("INFO"):
+        result = search(data, config, out=str(tmp_path))
     full = [r for r in result.records if r["steps"] == 6]
     assert len(result.finalists) == min(14, len(full)) > 5
+    # Who is selected for a reward had luck, of which the ledger and fresh seeds together tell.
+    content = json.loads((tmp_path / "finalists.json").read_text())
+    again = content["hall_of_fame"]
+    assert again["losses"] == len(result.finalists)
+    for name in ("selection_reward", "reward"):
+        assert again[name] == pytest.approx(np.mean([f[name] for f in content["finalists"]]))
+    assert again["selection_reward"] != again["reward"]
+    assert f"winner's curse: the {len(result.finalists)} best were selected with" in caplog.text
+    assert content["learning_rate"] == config.proxy.learning_rates[0]
 
 
 @pytest.mark.parametrize(

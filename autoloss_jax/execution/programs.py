@@ -305,6 +305,15 @@ def encode(expressions: Sequence[Expression | str]) -> Programs:
     )
 
 
+def fits_program(loss: Expression) -> bool:
+    """Whether `encode` accepts a loss."""
+    try:
+        encode([loss])
+    except AutolossError:
+        return False
+    return True
+
+
 def decode(programs: Programs) -> list[Expression]:
     """The losses of programs, the inverse of `encode` (numbers as float32 prints them)."""
     host = jax.tree.map(np.asarray, programs)

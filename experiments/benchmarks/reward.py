@@ -28,7 +28,6 @@ from _tasks import TASKS
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 import autoloss_jax as al
 from autoloss_jax.data import Dataset, Fold, Queries, fit_scaling, make_dataset
@@ -37,6 +36,7 @@ from autoloss_jax.losses import resolve_loss
 from autoloss_jax.metrics import MetricPerQuery
 from autoloss_jax.models import make_model
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyTraining
+from autoloss_jax.statistics import rank_correlation
 
 _DATA = flags.DEFINE_string("data", None, "As `autoloss` takes it; synthetic queries by default.")
 _TASK = flags.DEFINE_enum("task", None, list(TASKS), "One of the planted tasks, instead of data.")
@@ -149,17 +149,12 @@ def figures(reward: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     best = np.sort(truth)[::-1][:KEPT].mean()
     kept = [truth[np.argsort(-row, kind="stable")[:KEPT]].mean() for row in filled]
     return {
-        "all": float(np.mean([_spearman(row, truth) for row in filled])),
-        "better_half": float(np.mean([_spearman(row[better], truth[better]) for row in filled])),
+        "all": float(np.mean([rank_correlation(row, truth) for row in filled])),
+        "better_half": float(
+            np.mean([rank_correlation(row[better], truth[better]) for row in filled])
+        ),
         "lost": float(best - np.mean(kept)),
     }
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    ranks = [stats.rankdata(x) for x in (a, b)]
-    if min(np.ptp(r) for r in ranks) == 0:
-        return 0.0
-    return float(np.corrcoef(ranks)[0, 1])
 
 
 def with_intervals(
@@ -248,8 +243,8 @@ def main(argv: list[str]) -> None:
         "truth": [float(t) if k else None for t, k in zip(truth, known, strict=True)],
         "tested": int(known.sum()),
         "phase_two_again": {
-            "all": _spearman(*tests[:, known]),
-            "better_half": _spearman(*tests[:, known & (truth >= np.median(truth[known]))]),
+            "all": rank_correlation(*tests[:, known]),
+            "better_half": rank_correlation(*tests[:, known & (truth >= np.median(truth[known]))]),
         },
         "rows": with_intervals(of_ways, truth[known]),
     }
