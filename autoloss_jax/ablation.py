@@ -185,12 +185,11 @@ def _verdict(content: Mapping[str, Any]) -> str:
         outcome: [row for row in content["ablations"] if row["outcome"] == outcome]
         for outcome in OUTCOMES
     }
-    lowest = min((row["difference"]["ci_low"] for row in by["not shown"]), default=0.0)
     texts = {
         "worse": "worse without {}",
         "better": "better without {}",
         "not shown": "not shown to be better or worse without any one of {}: a shorter formula may "
-        f"do, but the intervals reach down to {lowest:+.4f}",
+        f"do, but the intervals begin at {_lower_ends(by['not shown'])}",
         "same": "the same without {}, for the gradient points the same way",
         "nothing to learn": "without {} no loss that could learn from labels",
         "failed": "without {} one whose training fails",
@@ -211,3 +210,10 @@ def _listed(rows: Sequence[Mapping[str, Any]]) -> str:
         + ("" if row["difference"] is None else f" ({row['difference']['mean']:+.4f})")
         for row in rows
     )
+
+
+def _lower_ends(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How much the parts may matter all the same: the one that may most, and the one least."""
+    ends = sorted((row["difference"]["ci_low"], row["removed"]) for row in rows)
+    most_and_least = dict.fromkeys([*ends[:1], *ends[-1:]])
+    return " to ".join(f"{low:+.4f} (`{removed}`)" for low, removed in most_and_least)

@@ -42,7 +42,7 @@ def row_of(content, removed):
 
 @pytest.fixture(scope="module")
 def data():
-    return synthetic(num_queries=120, num_features=6, list_length=(3, 6))
+    return synthetic(num_queries=200, num_features=8, list_length=(6, 12))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_file_is_what_is_returned_and_a_second_call_reads_it(
 
 
 def test_the_table_shows_every_part(content):
-    console = Console(width=200, no_color=True)
+    console = Console(width=300, no_color=True)
     with console.capture() as capture:
         console.print(ablation_table(content))
     text = capture.get()
@@ -216,8 +216,17 @@ def test_p_values_are_corrected_for_the_trained_and_words_follow_them(monkeypatc
     assert content["verdict"] == (
         "By NDCG@10 on 16 test queries of Fold1, Fold2, 3 models a loss, the loss is worse without "
         "`relu around 1 + (s_j - s_i)` (-0.2000); not shown to be better or worse without any one "
-        "of `1` (+0.0000): a shorter formula may do, but the intervals reach down to "
-        f"{interval.ci_low:+.4f}."
+        "of `1` (+0.0000): a shorter formula may do, but the intervals begin at "
+        f"{interval.ci_low:+.4f} (`1`)."
+    )
+
+
+def test_words_say_how_much_each_part_may_matter_all_the_same(monkeypatch, tmp_path):
+    small, large = np.resize([0.1, -0.1], 20), np.resize([0.3, -0.3], 20)
+    content = made(monkeypatch, tmp_path, [small, large, small])
+    ends = [bootstrap_interval(x[:16]).ci_low for x in (large, small)]
+    assert content["verdict"].endswith(
+        f"begin at {ends[0]:+.4f} (`1`) to {ends[1]:+.4f} (`relu around 1 + (s_j - s_i)`)."
     )
 
 
