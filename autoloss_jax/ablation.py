@@ -2,7 +2,9 @@
 
 All get the chances of an effectiveness test: the same learning rates, seeds, batches and patience.
 The test queries are read again for it, so it explains a loss that has been chosen and must choose
-none: the better one of several ablations is better on these very queries by selection too.
+none: the better one of several ablations is better on these very queries by selection too. Every
+difference is to the same models of the whole loss; where these were what the loss was chosen by,
+take another seed, or their luck makes all parts seem to matter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +35,8 @@ OUTCOMES = (
     "same", "as another", "nothing to learn", "failed",  # what was not, or in vain
 )  # fmt: skip
 _WHOLE = ""  # under which the direction of the whole loss is known
+# Of what the verdict names: so many parts that are not shown to matter, so much of each.
+_NAMED, _LONGEST = 3, 60
 
 
 def ablation_test(
@@ -188,13 +192,13 @@ def _verdict(content: Mapping[str, Any]) -> str:
     texts = {
         "worse": "worse without {}",
         "better": "better without {}",
-        "not shown": "not shown to be better or worse without any one of {}: a shorter formula may "
-        f"do, but the intervals begin at {_lower_ends(by['not shown'])}",
         "same": "the same without {}, for the gradient points the same way",
         "nothing to learn": "without {} no loss that could learn from labels",
         "failed": "without {} one whose training fails",
     }
-    said = [text.format(_listed(by[o])) for o, text in texts.items() if by[o]]
+    said = [text.format(", ".join(map(_named, by[o]))) for o, text in texts.items() if by[o]]
+    if by["not shown"]:
+        said.append(_not_shown(by["not shown"]))
     queries = content["queries"] - content["empty_queries"] * (content["empty"] == "skip")
     where = (
         f"By {content['metric'].upper()} on {queries} test queries of "
@@ -203,17 +207,20 @@ def _verdict(content: Mapping[str, Any]) -> str:
     return f"{where}, the loss is {'; '.join(said) or 'without parts that could be removed'}."
 
 
-def _listed(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The removed parts, with the differences where there are any."""
-    return ", ".join(
-        f"`{row['removed']}`"
-        + ("" if row["difference"] is None else f" ({row['difference']['mean']:+.4f})")
-        for row in rows
+def _not_shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of the parts that may matter or not: those that may least come first, some by name."""
+    rows = sorted(rows, key=lambda row: -row["difference"]["ci_low"])
+    ends = dict.fromkeys(f"{row['difference']['ci_low']:+.4f}" for row in (rows[0], rows[-1]))
+    named = ", ".join(map(_named, rows[:_NAMED]))
+    parts = named if len(rows) <= _NAMED else f"{len(rows)} parts, among them {named}"
+    return (
+        f"not shown to be better or worse without any one of {parts}: a shorter formula may do, "
+        f"but the intervals begin at {' to '.join(ends)}"
     )
 
 
-def _lower_ends(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How much the parts may matter all the same: the one that may most, and the one least."""
-    ends = sorted((row["difference"]["ci_low"], row["removed"]) for row in rows)
-    most_and_least = dict.fromkeys([*ends[:1], *ends[-1:]])
-    return " to ".join(f"{low:+.4f} (`{removed}`)" for low, removed in most_and_least)
+def _named(row: Mapping[str, Any]) -> str:
+    """The removed part, with the difference if there is one."""
+    removed, difference = row["removed"], row["difference"]
+    shown = removed if len(removed) <= _LONGEST else removed[: _LONGEST - 3] + "..."
+    return f"`{shown}`" + ("" if difference is None else f" ({difference['mean']:+.4f})")

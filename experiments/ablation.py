@@ -4,8 +4,9 @@
     python experiments/ablation.py --loss lambdarank --data MQ2008/Fold1 --out runs/lambdarank_parts
 
 Of a run, the best found loss under the conditions of the run's test: its folds, model, learning
-rates, seeds and patience. Prints what the loss does (`autoloss explain`), the comparison and what
-it shows; writes ablation.json. Interrupted, the same command goes on.
+rates, number of seeds and patience; but the models are others, for the loss was chosen by those of
+the run. Prints what the loss does (`autoloss explain`), the comparison and what it shows; writes
+ablation.json. Interrupted, the same command goes on.
 """
 
 from dataclasses import fields, replace
@@ -24,11 +25,11 @@ _FROM = flags.DEFINE_string("from", None, "run folder, tested, whose best found 
 _LOSS = flags.DEFINE_string("loss", None, "the loss instead: a formula or the name of one")
 _OUT = flags.DEFINE_string("out", None, "folder to write to; by default `ablation` in the run's")
 _MODEL = flags.DEFINE_string("model", "mlp", "of a given --loss: linear, mlp or attention")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "of a given --loss: models a loss", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", None, "models a loss; by default as many as the run's, or 3")
 
 
 def _conditions(run: RunFiles, dataset: al.Dataset) -> tuple[al.Dataset, al.EffectivenessConfig]:
-    """The folds and settings of the run's own test."""
+    """The folds and settings of the run's own test, but for its models."""
     settings = run.setting("effectiveness")
     known = {field.name for field in fields(al.EffectivenessConfig)}
     if not isinstance(settings, dict) or not settings.keys() <= known:
@@ -39,9 +40,9 @@ def _conditions(run: RunFiles, dataset: al.Dataset) -> tuple[al.Dataset, al.Effe
         raise al.AutolossError(f"--from {run.path}: it was on other data than --data names")
     places = run.setting("data", "tested_folds") or range(1, len(dataset.folds) + 1)
     folds = tuple(dataset.folds[place - 1] for place in places)
-    rates = tuple(settings["learning_rates"])
+    rates, seed = tuple(settings["learning_rates"]), (settings["seed"] + 1) % 2**31
     return replace(dataset, folds=folds), al.EffectivenessConfig(
-        **settings | {"learning_rates": rates}
+        **settings | {"learning_rates": rates, "seed": seed}
     )
 
 
@@ -60,9 +61,11 @@ def main(argv: list[str]) -> None:
         dataset, config = _conditions(run, dataset)
         out = out or str(Path(run.path) / "ablation")
     else:
-        loss, config = _LOSS.value, al.EffectivenessConfig(model=_MODEL.value, seeds=_SEEDS.value)
+        loss, config = _LOSS.value, al.EffectivenessConfig(model=_MODEL.value)
     if out is None:
         raise app.UsageError("expected --out with --loss: where to?")
+    if _SEEDS.value is not None:
+        config = replace(config, seeds=_SEEDS.value)
     print(printable(str(al.explain(loss))), end="\n\n")
     result = al.ablation_test(
         dataset,
