@@ -7,6 +7,7 @@
 
 from importlib import metadata
 
+from autoloss_jax.ablation import ablation_test
 from autoloss_jax.data import (
     Dataset,
     Fold,
@@ -27,6 +28,7 @@ from autoloss_jax.execution.exact import compile_loss
 from autoloss_jax.execution.programs import Programs, encode
 from autoloss_jax.explain import Explanation, explain
 from autoloss_jax.export import export_source
+from autoloss_jax.language.ablations import Ablation, ablations
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import random_expressions
 from autoloss_jax.language.parsing import FormulaError, parse
@@ -45,6 +47,7 @@ except metadata.PackageNotFoundError:  # run from a source tree that was never i
 __all__ = [
     "HAND_DESIGNED",
     "LOSSES",
+    "Ablation",
     "AutolossError",
     "Dataset",
     "EffectivenessConfig",
@@ -57,6 +60,8 @@ __all__ = [
     "Queries",
     "SearchConfig",
     "SearchResult",
+    "ablation_test",
+    "ablations",
     "average_precision",
     "batched_loss",
     "clean_folds",

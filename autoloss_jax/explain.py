@@ -168,6 +168,18 @@ def explain(expression: Expression | str) -> Explanation:
     )
 
 
+def gradient_direction(expression: Expression) -> np.ndarray:
+    """The gradient of a loss on the probes, f64[entries], of norm 1; zeros if it has none.
+
+    The product of two is the cosine that `explain` gives for hand-designed losses.
+    """
+    gradient = _gradient(simplify(expression), _lists().scores, _lists()).ravel()
+    largest = np.abs(gradient).max()
+    if largest <= _NOISE:
+        return np.zeros_like(gradient)
+    return gradient / largest / np.linalg.norm(gradient / largest)
+
+
 # --- probes ---
 
 

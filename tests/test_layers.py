@@ -48,6 +48,7 @@ LAYERS = (
     "effectiveness",
     "export",
     "explain",
+    "ablation",
     "report",
     "__init__",
     "cli",

@@ -241,13 +241,13 @@ def _scaled(coefficient: float, node: Expression) -> Expression:
 _Terms = dict[Expression, float]
 
 
-def _is_difference(node: Expression) -> bool:
+def is_score_difference(node: Expression) -> bool:
     """`s_i - s_j` or `s_j - s_i`: kept in one piece, as what pair formulas see of the scores."""
     return node.op == "sub" and {arg.op for arg in node.args} == {"s_i", "s_j"}
 
 
 def _terms(node: Expression, coefficient: float = 1.0) -> _Terms:
-    if node.op in ("add", "sub") and not _is_difference(node):
+    if node.op in ("add", "sub") and not is_score_difference(node):
         sign = 1.0 if node.op == "add" else -1.0
         terms = _terms(node.args[0], coefficient)
         for term, value in _terms(node.args[1], sign * coefficient).items():
@@ -298,7 +298,7 @@ def _with_difference(terms: _Terms) -> _Terms:
 @lru_cache(maxsize=_KEPT)
 def _flip(node: Expression) -> Expression | None:
     """The negative of `node` if it is written with no more symbols: `y - x` for `x - y`."""
-    if _is_difference(node):
+    if is_score_difference(node):
         return apply("sub", *reversed(node.args))
     if node.op in ("add", "sub"):
         flipped = _sum({term: -value for term, value in _terms(node).items()})

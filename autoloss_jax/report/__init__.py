@@ -18,11 +18,12 @@ from autoloss_jax.report.sections import (
     verdict,
 )
 from autoloss_jax.report.several import several_html
-from autoloss_jax.report.tables import effectiveness_table, finalists_table
+from autoloss_jax.report.tables import ablation_table, effectiveness_table, finalists_table
 
 __all__ = [
     "COMPARISON_FILE",
     "REPORT_FILE",
+    "ablation_table",
     "effectiveness_table",
     "finalists_table",
     "report_html",

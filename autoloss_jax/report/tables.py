@@ -10,10 +10,12 @@ from autoloss_jax.files import printable
 from autoloss_jax.report.reading import DEFAULT_METRIC
 from autoloss_jax.report.wording import (
     KINDS,
+    NOTHING,
     empty_convention,
     interval,
     number,
     p_value,
+    probability,
     rates,
     sorted_rows,
     truncation,
@@ -75,4 +77,40 @@ def finalists_table(finalists: Mapping[str, Any] | list[Mapping[str, Any]]) -> T
             number(row.get("reward_se")),
             number(row.get("selection_reward"), signed=True),
         )
+    return table
+
+
+def ablation_table(ablation: Mapping[str, Any]) -> Table:
+    """The content of ablation.json: the whole loss, then what is left of it, the worst first."""
+    metric = str(ablation.get("metric") or DEFAULT_METRIC)
+    whole, nearest = ablation["whole"], ablation["nearest"]
+    caption = (
+        "Differences to the whole loss, paired by test query, with 95 % intervals; p by Holm for "
+        f"all that were trained. {empty_convention(ablation)} {truncation(ablation)}"
+    ).strip()
+    table = Table(title=_text(str(ablation["formula"])), caption=_text(caption))
+    for heading in ("without", "what is left"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("cosine", metric.upper(), "difference", "p"):
+        table.add_column(heading, justify="right")
+    table.add_row("nothing", "the whole loss", number(1, 3), interval(whole["test"]))
+    for row in ablation["ablations"]:
+        trained = row["test"] is not None
+        table.add_row(
+            _text(row["removed"]),
+            _text(row["formula"]),
+            number(row["cosine"], 3),
+            interval(row["test"]) if trained else NOTHING,
+            interval(row["difference"], signed=True) if trained else _text(row["reason"]),
+            probability(row["p_value_corrected"]),
+        )
+    table.add_section()
+    table.add_row(
+        "nearest loss",
+        _text(f"{nearest['name']}, hand-designed"),
+        number(nearest["cosine"], 3),
+        interval(nearest["test"]),
+        interval(nearest["difference"], signed=True),
+        probability(nearest["p_value"]),
+    )
     return table
