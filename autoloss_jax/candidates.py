@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.execution.programs import encode
+from autoloss_jax.execution.programs import unfit
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data
 from autoloss_jax.language.parsing import parse, parse_stored
@@ -113,8 +113,5 @@ def _refusal(loss: Expression) -> str:
     """Why a formula is refused unseen, "" if it is not."""
     if not depends_on_data(loss):
         return "it does not depend on both scores and labels"
-    try:
-        encode([loss])
-    except AutolossError as error:
-        return f"no batched program: {error}"
-    return ""
+    reason = unfit(loss)
+    return f"no batched program: {reason}" if reason else ""

@@ -32,7 +32,7 @@ from autoloss_jax.data import (
 )
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.evaluation import NDCG_CUTOFFS
-from autoloss_jax.execution.programs import encode, fits_program
+from autoloss_jax.execution.programs import encode, unfit
 from autoloss_jax.feed import Feed
 from autoloss_jax.gbdt import import_lightgbm
 from autoloss_jax.interruption import PartCheckpoints
@@ -182,7 +182,7 @@ def group_losses(
     not fit.
     """
     check_truncation(losses, config.truncation_level)
-    fitting = [k for k, loss in enumerate(losses) if fits_program(loss)]
+    fitting = [k for k, loss in enumerate(losses) if not unfit(loss)]
     others = [[k] for k in range(len(losses)) if k not in fitting]
     return [
         LossGroup(
@@ -350,13 +350,11 @@ def check_truncation(losses: Sequence[Expression], truncation_level: int) -> Non
     if not truncation_level:
         return
     for loss in losses:
-        try:
-            encode([loss])
-        except AutolossError as error:
+        if reason := unfit(loss):
             raise AutolossError(
                 f"truncation_level is {truncation_level}; expected 0, or losses that fit a batched "
-                f"program: {error}"
-            ) from error
+                f"program: {reason}"
+            )
 
 
 def _params(runs: Runs) -> list[Any]:

@@ -305,13 +305,13 @@ def encode(expressions: Sequence[Expression | str]) -> Programs:
     )
 
 
-def fits_program(loss: Expression) -> bool:
-    """Whether `encode` accepts a loss."""
+def unfit(loss: Expression) -> str:
+    """Why `encode` refuses a loss, "" if it accepts it."""
     try:
-        encode([loss])
-    except AutolossError:
-        return False
-    return True
+        _encode_one(loss)
+    except AutolossError as error:
+        return f"'{loss}' does not fit a batched program: {error}"
+    return ""
 
 
 def decode(programs: Programs) -> list[Expression]:

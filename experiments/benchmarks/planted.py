@@ -26,6 +26,7 @@ from rich.table import Table
 import autoloss_jax as al
 from autoloss_jax.files import read_arrays
 from autoloss_jax.losses import HAND_DESIGNED
+from autoloss_jax.search import SCHEDULES
 from autoloss_jax.statistics import holm, randomisation_p_value
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the run folders and of planted.json.")
@@ -33,12 +34,13 @@ _TASKS = flags.DEFINE_list("tasks", list(TASKS), "By name.")
 _SEEDS = flags.DEFINE_integer("seeds", 10, "Of each task.", 1)
 _BUDGET = flags.DEFINE_integer("budget", al.SearchConfig().budget, "Of each search.", 1)
 _PROPOSER = flags.DEFINE_string("proposer", al.SearchConfig().proposer, "Of each search.")
+_SCHEDULE = flags.DEFINE_enum("schedule", SCHEDULES[0], SCHEDULES, "Of each search.")
 _MODEL = flags.DEFINE_string("model", "linear", "Of searches and tests.")
 _WARM_START = flags.DEFINE_bool("warm_start", False, "Whether hand-designed losses come first.")
 _TUNING_ROUNDS = flags.DEFINE_integer("tuning_rounds", 0, "Rounds that tune numbers.", 0)
 flags.mark_flag_as_required("out")
 
-_SETTINGS = (_SEEDS, _BUDGET, _PROPOSER, _MODEL, _WARM_START, _TUNING_ROUNDS)
+_SETTINGS = (_SEEDS, _BUDGET, _PROPOSER, _SCHEDULE, _MODEL, _WARM_START, _TUNING_ROUNDS)
 
 SIGNIFICANT = 0.01
 LEARNING_RATES = (0.01, 0.03, 0.1)
@@ -51,7 +53,8 @@ def attempt(name: str, task: Task, seed: int) -> dict[str, Any]:
     dataset = task.dataset(name, seed)
     folder = Path(_OUT.value) / f"{name}-seed{seed}"
     search = al.SearchConfig(
-        budget=_BUDGET.value, proposer=_PROPOSER.value, model=_MODEL.value, seed=seed,
+        budget=_BUDGET.value, proposer=_PROPOSER.value, schedule=_SCHEDULE.value,
+        model=_MODEL.value, seed=seed,
         warm_start=_WARM_START.value, tuning_rounds=_TUNING_ROUNDS.value,
     )  # fmt: skip
     result = al.search(dataset, search, metric=task.metric, out=str(folder / "search"))

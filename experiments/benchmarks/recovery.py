@@ -27,7 +27,7 @@ from rich.table import Table
 from scipy import stats
 
 from autoloss_jax.data import synthetic
-from autoloss_jax.execution.programs import fits_program
+from autoloss_jax.execution.programs import unfit
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data, from_tokens
 from autoloss_jax.language.simplification import simplify
@@ -68,7 +68,7 @@ class Gradients:
         """By loss; None for one that a search would refuse."""
         new = [loss for loss in dict.fromkeys(losses) if loss not in self._known]
         self._known |= dict.fromkeys(new)
-        fitting = [loss for loss in new if depends_on_data(loss) and fits_program(loss)]
+        fitting = [loss for loss in new if depends_on_data(loss) and not unfit(loss)]
         for loss, verdict in zip(fitting, screen(fitting, self._probe), strict=True):
             self._known[loss] = None if verdict.reason else verdict.direction
         return {loss: self._known[loss] for loss in losses}

@@ -22,7 +22,7 @@ from rich.table import Table
 
 import autoloss_jax as al
 from autoloss_jax.data import fit_scaling
-from autoloss_jax.execution.programs import fits_program
+from autoloss_jax.execution.programs import unfit
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES, resolve_loss
 from autoloss_jax.models import make_model
@@ -132,7 +132,7 @@ def _copies(
 
 
 def _hand_designed(train: Any) -> list[str]:
-    names = [name for name in HAND_DESIGNED if fits_program(LOSSES[name])]
+    names = [name for name in HAND_DESIGNED if not unfit(LOSSES[name])]
     verdicts = screen([LOSSES[name] for name in names], make_probe(train, _SEED.value))
     return [name for name, verdict in zip(names, verdicts, strict=True) if verdict.reason]
 
