@@ -112,7 +112,7 @@ def training():
 def run_round(training, hostile, halving):
     """The outcomes of MIXED, its hostile losses hostile or not."""
     letters = iter(ORDINARY)
-    losses, rates = [], training._rates(training.trainer.slots)
+    losses, rates = [], training._rates()
     for place, entry in enumerate(MIXED, start=1):  # 0 is the reference
         if isinstance(entry, str):
             losses.append(next(letters))
@@ -122,7 +122,7 @@ def run_round(training, hostile, halving):
         if hostile and rate:
             rates[training.trainer.slot(place)] = rate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_rates", lambda slots: rates)
+        patch.setattr(training, "_rates", lambda: rates)
         return training.run(losses, seed=3, halving=halving)
 
 
