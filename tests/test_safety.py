@@ -137,6 +137,8 @@ def python_files() -> list[Path]:
 def text_files(root: Path) -> Iterator[Path]:
     """The project's own text files; hidden folders, but for .ci, hold what tools wrote."""
     for entry in sorted(root.iterdir()):
+        if entry.name == ".git":  # a folder, or a file in a work tree
+            continue
         if entry.is_dir():
             ours = not entry.name.startswith(".") or entry.name in (".ci", ".github")
             written = entry.name in ("__pycache__", "venv", "build", "dist", "runs", "out")
