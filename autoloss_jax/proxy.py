@@ -7,7 +7,6 @@ to start from, same batches, same number of steps. Training goes in rungs (succe
 Jamieson and Talwalkar 2016): all candidates train a little, the better share trains on.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -15,7 +14,6 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import numpy as np
-from absl import logging
 
 from autoloss_jax import canaries
 from autoloss_jax.data import (
@@ -32,10 +30,9 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.feed import Feed
 from autoloss_jax.language.expressions import Expression
-from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
+from autoloss_jax.models import Linear
 from autoloss_jax.profile import Profile
-from autoloss_jax.statistics import rank_correlation
 from autoloss_jax.trainer import Runs, Trainer
 from autoloss_jax.training import (
     FAULTS,
@@ -49,6 +46,9 @@ NO_UPDATE = "its gradient is zero on every batch"
 CONSTANT_SCORES = "its model gives all documents of a query the same score"
 FAILURES = (*FAULTS[1:], NO_UPDATE, CONSTANT_SCORES)
 """Why a candidate fails, though it was accepted."""
+LINEAR_LEARNING_RATE, LEARNING_RATE = 0.1, 0.01
+"""Of proxy runs: after their few steps, the order of losses is then the most like that after many
+(experiments/benchmarks/reward.py). At 0.01 a linear model is still near its initial weights."""
 _TIED_QUERIES = 64  # of each replicate, by which constant scores are known
 
 
@@ -59,8 +59,7 @@ class ProxyConfig:
     Attributes:
       folds: cross-validation folds of the training queries.
       queries_per_step: of each update.
-      learning_rates: of Adam; of several, all candidates get the one whose rewards repeat best, see
-        `ProxyTraining.learning_rate`.
+      learning_rate: of Adam; 0: 0.1 for the linear model and 0.01 for others.
       rung_steps: updates of one training block.
       rungs: training blocks of each rung; the better share goes on from rung to rung.
       keep: that share.
@@ -72,7 +71,7 @@ class ProxyConfig:
 
     folds: int = 3
     queries_per_step: int = 32
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    learning_rate: float = 0.0
     rung_steps: int = 20
     rungs: tuple[int, ...] = (1, 2)
     keep: float = 0.5
@@ -88,9 +87,9 @@ class ProxyConfig:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        if not self.learning_rates or not all(0 < r < np.inf for r in self.learning_rates):
+        if not 0 <= self.learning_rate < np.inf:
             raise AutolossError(
-                f"learning_rates is {self.learning_rates}, expected positive numbers"
+                f"learning_rate is {self.learning_rate}, expected a positive number, or 0"
             )
         if not 0 < self.keep <= 1:
             raise AutolossError(f"keep is {self.keep}, expected above 0 and up to 1")
@@ -136,6 +135,8 @@ class ProxyTraining:
         """
         config.check()
         self.config = config
+        default = LINEAR_LEARNING_RATE if isinstance(model, Linear) else LEARNING_RATE
+        self.learning_rate = config.learning_rate or default
         self.capacity = capacity
         self.reference = reference
         self.buckets = bucket_queries(queries, max_buckets=config.max_buckets)
@@ -154,7 +155,6 @@ class ProxyTraining:
         # Rounds that start from scratch share one seed; others never come back to theirs.
         self.fresh = lru_cache(maxsize=1)(self._init)
         self._plan = lru_cache(maxsize=1)(self._draw)
-        self._seed = seed
 
     def _measure_ties(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each replicate, some of its held-out queries, and what constant scores get there.
@@ -200,61 +200,6 @@ class ProxyTraining:
     def full_steps(self) -> int:
         """Updates of a candidate that passes every rung."""
         return sum(self.config.rungs) * self.config.rung_steps
-
-    @cached_property
-    def learning_rate(self) -> float:
-        """Adam's in every proxy run.
-
-        Of several, the one whose rewards repeat best: every hand-designed loss is trained under
-        each, on two seeds, and the orders that the two put them in are compared (Spearman's rank
-        correlation, 1904). Models that have learned too little, or too wildly, owe their reward to
-        their initial weights or to their batches. (What raises the metric the most is no guide:
-        where the reference is wrong for the metric, that is the rate which learns the least.)
-
-        Raises AutolossError if the reference turned non-finite under each of them.
-        """
-        rates = self.config.learning_rates
-        if len(rates) == 1:
-            return rates[0]
-        losses = [self.reference, *(LOSSES[name] for name in HAND_DESIGNED)]
-        jobs = list(itertools.product(rates, losses))
-        seeds = (self._seed, self._seed + 1)
-        measured = self.trainer.within_memory(lambda: [self._train_all(jobs, s) for s in seeds])
-        values = np.reshape(measured, (len(seeds), len(rates), len(losses)))
-        repeat = [
-            rank_correlation(*values[:, k]) if np.isfinite(values[:, k, 0]).all() else -np.inf
-            for k in range(len(rates))
-        ]
-        if not np.isfinite(repeat).any():
-            raise AutolossError(self._diverged(self.full_steps))
-        chosen = rates[int(np.argmax(repeat))]
-        described = ", ".join(f"{c:.2f} at {r:g}" for c, r in zip(repeat, rates, strict=True))
-        logging.info("learning rate of proxy runs: %g (how well rewards repeat: %s)",
-                     chosen, described)  # fmt: skip
-        return chosen
-
-    def _train_all(self, jobs: Sequence[tuple[float, Expression]], seed: int) -> np.ndarray:
-        """The mean metric of each learning rate and loss after all steps, -inf if it failed."""
-        trainer, means = self.trainer, []
-        for start in range(0, len(jobs), trainer.slots):
-            part = jobs[start : start + trainer.slots]
-            at = [trainer.slot(k) for k in range(len(part))]
-            occupied, active = self._occupy([loss for _, loss in part], dict(enumerate(at)))
-            rates = np.full(trainer.slots, part[0][0], np.float32)
-            rates[at] = [rate for rate, _ in part]
-            runs = trainer.spread(self.fresh(seed))
-            runs = trainer.train(runs, encode(occupied), rates, active, self.feed, self._plan(seed))
-            values = trainer.evaluate(runs, active, self.feed, self._held_out)
-            means.append(np.asarray(values, np.float64)[at][:, self._counted].mean(1))
-        return np.nan_to_num(np.concatenate(means), nan=-np.inf)
-
-    def _diverged(self, steps: int) -> str:
-        rates = ", ".join(f"{rate:g}" for rate in self.config.learning_rates)
-        return (
-            f"the model trained under the reference loss {self.reference} turned non-finite within "
-            f"{steps} steps, so no reward can be measured; expected a learning rate it can be "
-            f"trained with, got {rates}"
-        )
 
     def _init(self, seed: int) -> RunState:
         """Untrained models [replicates, 1]."""
@@ -316,7 +261,11 @@ class ProxyTraining:
             values[[at[run] for run in reasons]] = np.nan
             reference_values[steps] = values[at[0]]
             if not np.isfinite(reference_values[steps]).all():
-                raise AutolossError(self._diverged(steps))
+                raise AutolossError(
+                    f"the model trained under the reference loss {self.reference} turned "
+                    f"non-finite within {steps} steps, so no reward can be measured; expected a "
+                    f"learning rate it can be trained with, got {self.learning_rate:g}"
+                )
             found |= {run: (values[slot], steps, reasons.get(run, "")) for run, slot in at.items()}
             if halving and rung + 1 < len(self.config.rungs):
                 kept = self._survivors({run: found[run][0].mean() for run in at})

@@ -101,14 +101,6 @@ def win_tie_loss(differences: np.ndarray) -> WinTieLoss:
     return WinTieLoss(wins, len(differences) - wins - losses, losses)
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's (1904) of values f64[count], -inf among them; 0 where all of one are equal."""
-    ranks = [stats.rankdata(values) for values in (a, b)]
-    if min(np.ptp(r) for r in ranks) == 0:
-        return 0.0
-    return float(np.corrcoef(ranks)[0, 1])
-
-
 def holm(p_values: np.ndarray) -> np.ndarray:
     """P-values corrected for their number by Holm's step-down method (1979)."""
     order = np.argsort(p_values)

@@ -9,13 +9,13 @@ import pytest
 from autoloss_jax.data import scale_fold, synthetic
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.parsing import parse
-from autoloss_jax.losses import HAND_DESIGNED, LOSSES
-from autoloss_jax.models import Linear
+from autoloss_jax.losses import LOSSES
+from autoloss_jax.models import MLP, Linear
 from autoloss_jax.proxy import ProxyConfig, ProxyTraining
 from autoloss_jax.training import program_score_gradient
 
 CONFIG = ProxyConfig(
-    folds=2, queries_per_step=8, learning_rates=(0.05,), rung_steps=4, rungs=(1, 1), keep=0.5,
+    folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=4, rungs=(1, 1), keep=0.5,
     max_buckets=1,
 )  # fmt: skip
 CAPACITY = 7
@@ -162,44 +162,16 @@ def test_a_failed_candidate_is_worst_and_disturbs_nobody(proxy, round_, monkeypa
     assert outcomes[0].steps == 4  # it does not pass the rung
 
 
-def with_rates(queries, *rates):
-    config = dataclasses.replace(CONFIG, learning_rates=rates)
-    return ProxyTraining(queries, Linear(), REFERENCE, config, CAPACITY, seed=0)
+def test_a_reference_that_fails_is_said(proxy, monkeypatch):
+    monkeypatch.setattr(proxy, "learning_rate", 1e38)
+    with pytest.raises(AutolossError, match="under the reference .* non-finite .* got 1e\\+38"):
+        proxy.run(CANDIDATES, seed=3)
 
 
-def test_the_learning_rate_is_the_one_whose_rewards_repeat(queries, round_, monkeypatch):
-    proxy = with_rates(queries, 0.001, 0.05, 0.1)
-    losses = 1 + len(HAND_DESIGNED)
-    order = np.arange(losses, dtype=float)
-    figures = {  # made up: by rate, what the losses earn on two seeds
-        0.001: (order, -order),
-        0.05: (order, np.append(order[:-1], -np.inf)),  # the last one failed once
-        0.1: (np.append(-np.inf, order[1:]),) * 2,  # the reference failed
-    }
-    monkeypatch.setattr(
-        proxy, "_train_all",
-        lambda jobs, seed: np.array([figures[rate][seed][k % losses]
-                                     for k, (rate, _) in enumerate(jobs)]),
-    )  # fmt: skip
-    assert proxy.learning_rate == 0.05
-    same_outcomes(proxy.run(CANDIDATES, seed=3).outcomes, round_.outcomes)
-
-
-def test_rates_and_losses_are_trained_in_as_many_calls_as_it_takes(queries):
-    proxy = with_rates(queries, 0.01, 0.05)
-    jobs = [(rate, loss) for rate in (0.01, 0.05) for loss in [REFERENCE, *CANDIDATES]]
-    assert len(jobs) > proxy.trainer.slots
-    found = proxy._train_all(jobs, 3).reshape(2, -1)
-    for rate, means in zip((0.01, 0.05), found, strict=True):
-        alone = with_rates(queries, rate).run(CANDIDATES, seed=3, halving=False)
-        wanted = [alone.reference_ndcg, *(o.ndcg for o in alone.outcomes)]
-        np.testing.assert_allclose(means, wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize("rates", [(1e38,), (1e38, 2e38)])
-def test_a_reference_that_fails_is_said(queries, rates):
-    with pytest.raises(AutolossError, match="under the reference loss .* turned non-finite"):
-        with_rates(queries, *rates).run(CANDIDATES, seed=3)
+def test_a_linear_model_learns_faster_by_default(queries):
+    config = dataclasses.replace(CONFIG, learning_rate=0.0)
+    for model, rate in ((Linear(), 0.1), (MLP(), 0.01)):
+        assert ProxyTraining(queries, model, REFERENCE, config, 1, seed=0).learning_rate == rate
 
 
 def test_proxy_runs_train_with_pairs_truncated_as_configured(queries, proxy):
@@ -223,8 +195,8 @@ def test_more_candidates_than_the_capacity_are_refused(proxy):
         ({"metric_cutoff": 0}, "metric_cutoff is 0"),
         ({"max_buckets": -1}, "max_buckets is -1, expected at least 0"),
         ({"truncation_level": -1}, "truncation_level is -1, expected at least 0"),
-        ({"learning_rates": (0.01, 0.0)}, r"learning_rates is \(0.01, 0.0\), expected"),
-        ({"learning_rates": (float("nan"),)}, r"learning_rates is \(nan,\)"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1, expected a positive number, or 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"keep": 0.0}, "keep is 0.0, expected above 0"),
         ({"keep": 1.5}, "keep is 1.5"),
         ({"rungs": ()}, r"rungs is \(\), expected one or more"),

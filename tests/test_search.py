@@ -30,7 +30,7 @@ from autoloss_jax.search import SearchConfig, run_search, search
 search_module = sys.modules[search.__module__]  # the package has a function of this name
 
 PROXY = ProxyConfig(
-    folds=2, queries_per_step=8, learning_rates=(0.05,), rung_steps=3, rungs=(1, 1), max_buckets=1
+    folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=3, rungs=(1, 1), max_buckets=1
 )
 CONFIG = SearchConfig(
     budget=12, proposer="random", model="linear", proposals=14, max_tokens=16, hall_of_fame=4,
@@ -395,7 +395,7 @@ def test_a_hall_of_fame_may_be_larger_than_a_round(data, tmp_path, caplog):
         assert again[name] == pytest.approx(np.mean([f[name] for f in content["finalists"]]))
     assert again["selection_reward"] != again["reward"]
     assert f"winner's curse: the {len(result.finalists)} best were selected with" in caplog.text
-    assert content["learning_rate"] == config.proxy.learning_rates[0]
+    assert content["learning_rate"] == config.proxy.learning_rate
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from autoloss_jax.proxy import ProxyConfig, ProxyTraining
 from autoloss_jax.training import CPU_CHUNK, candidates_mesh, place, reorder_runs, spread_runs
 
 CONFIG = ProxyConfig(
-    folds=2, queries_per_step=8, learning_rates=(0.05,), rung_steps=3, rungs=(1, 1), max_buckets=1
+    folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=3, rungs=(1, 1), max_buckets=1
 )
 CANDIDATES = list(LOSSES.values())[:9]
 LEAST = 2 * CPU_CHUNK  # a chunk on each of two devices

@@ -28,6 +28,7 @@ from _tasks import TASKS
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 import autoloss_jax as al
 from autoloss_jax.data import Dataset, Fold, Queries, fit_scaling, make_dataset
@@ -36,7 +37,6 @@ from autoloss_jax.losses import resolve_loss
 from autoloss_jax.metrics import MetricPerQuery
 from autoloss_jax.models import make_model
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyTraining
-from autoloss_jax.statistics import rank_correlation
 
 _DATA = flags.DEFINE_string("data", None, "As `autoloss` takes it; synthetic queries by default.")
 _TASK = flags.DEFINE_enum("task", None, list(TASKS), "One of the planted tasks, instead of data.")
@@ -47,6 +47,7 @@ _MODEL = flags.DEFINE_string("model", "mlp", "By name.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the search and of what follows.", 0)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
+RATES = (0.003, 0.01, 0.03, 0.1)
 BLOCKS = (1, 3, 6)
 """Lengths of proxy runs, in blocks of `ProxyConfig.rung_steps`."""
 TEST_RATES = (0.003, 0.01, 0.03, 0.1)
@@ -157,6 +158,14 @@ def figures(reward: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's (1904) of values f64[count], -inf among them; 0 where all of one are equal."""
+    ranks = [stats.rankdata(values) for values in (a, b)]
+    if min(np.ptp(r) for r in ranks) == 0:
+        return 0.0
+    return float(np.corrcoef(ranks)[0, 1])
+
+
 def with_intervals(
     rewards: Mapping[str, np.ndarray], truth: np.ndarray
 ) -> dict[str, dict[str, Any]]:
@@ -220,8 +229,8 @@ def main(argv: list[str]) -> None:
     proxy = proxy_with(config)
     chosen = (proxy.learning_rate, sum(config.rungs))
     measured = {}
-    for rate, blocks in itertools.product(config.learning_rates, BLOCKS):
-        one_rung = dataclasses.replace(config, learning_rates=(rate,), rungs=(blocks,))
+    for rate, blocks in itertools.product(RATES, BLOCKS):
+        one_rung = dataclasses.replace(config, learning_rate=rate, rungs=(blocks,))
         measured[rate, blocks] = rewards(proxy_with(one_rung), losses)
         logging.info("rewarded: %s", _name(rate, blocks))
     # Values lie part by part, the queries of the first part first.

@@ -81,7 +81,7 @@ class Shutter(nn.Module):
 # ------------------------------------------------------------------------------ a round of Phase I
 
 CONFIG = ProxyConfig(
-    folds=2, queries_per_step=8, learning_rates=(0.05,), rung_steps=4, rungs=(1, 1), max_buckets=1
+    folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=4, rungs=(1, 1), max_buckets=1
 )
 ORDINARY = [LOSSES[name] for name in ("ranknet", "mse", "listnet", "lambdarank")]
 # By hostile loss, its learning rate if not the usual one, and why it fails.
