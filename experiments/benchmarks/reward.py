@@ -44,6 +44,7 @@ _BUDGET = flags.DEFINE_integer("budget", 400, "Candidates trained by the search.
 _LOSSES = flags.DEFINE_integer("losses", 48, "Losses that are looked at.", 10)
 _SEEDS = flags.DEFINE_integer("seeds", 4, "Fresh seeds of the rewards.", 2)
 _MODEL = flags.DEFINE_string("model", "mlp", "By name.")
+_RATE = flags.DEFINE_float("learning_rate", 0.0, "Of the search, and of what is varied.", 0.0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the search and of what follows.", 0)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
@@ -76,9 +77,15 @@ def synthetic_dataset() -> Dataset:
     return make_dataset("synthetic", [Fold("Fold1", *parts)])
 
 
+def _proxy_config() -> ProxyConfig:
+    return ProxyConfig(learning_rate=_RATE.value)
+
+
 def sampled_losses(dataset: Dataset, metric: MetricPerQuery | None) -> list[Expression]:
     """Of what a search trained, every so-manieth by reward."""
-    config = al.SearchConfig(budget=_BUDGET.value, model=_MODEL.value, seed=_SEED.value)
+    config = al.SearchConfig(
+        budget=_BUDGET.value, model=_MODEL.value, seed=_SEED.value, proxy=_proxy_config()
+    )
     records = [
         r for r in al.search(dataset, config, metric=metric).records if r["status"] == "trained"
     ]
@@ -218,7 +225,7 @@ def main(argv: list[str]) -> None:
     logging.info("%d losses to be rewarded and tested", len(losses))
     train = dataset.folds[0].train
     queries = fit_scaling(train).apply(train)
-    config = ProxyConfig()
+    config = _proxy_config()
 
     def proxy_with(config: ProxyConfig) -> ProxyTraining:
         return ProxyTraining(
@@ -246,7 +253,7 @@ def main(argv: list[str]) -> None:
     report = {
         "machine": _timing.machine(),
         "settings": {
-            f.name: f.value for f in (_DATA, _TASK, _BUDGET, _LOSSES, _SEEDS, _MODEL, _SEED)
+            f.name: f.value for f in (_DATA, _TASK, _BUDGET, _LOSSES, _SEEDS, _MODEL, _RATE, _SEED)
         },
         "losses": [str(loss) for loss in losses],
         "truth": [float(t) if k else None for t, k in zip(truth, known, strict=True)],
