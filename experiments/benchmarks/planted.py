@@ -12,7 +12,6 @@ Interrupted, the same command goes on: every search and test has a run folder be
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,6 @@ LEARNING_RATES = (0.01, 0.03, 0.1)
 
 def attempt(name: str, task: Task, seed: int) -> dict[str, Any]:
     """One search and its test."""
-    began = time.perf_counter()
     dataset = task.dataset(name, seed)
     folder = Path(_OUT.value) / f"{name}-seed{seed}"
     search = al.SearchConfig(
@@ -78,7 +76,6 @@ def attempt(name: str, task: Task, seed: int) -> dict[str, Any]:
         "formula": rows[chosen]["formula"],
         "found": _against_all(values, chosen, seed),
         "known": _against_all(values, known, seed),
-        "seconds": time.perf_counter() - began,
     }
 
 
