@@ -47,8 +47,8 @@ CONSTANT_SCORES = "its model gives all documents of a query the same score"
 FAILURES = (*FAULTS[1:], NO_UPDATE, CONSTANT_SCORES)
 """Why a candidate fails, though it was accepted."""
 LINEAR_LEARNING_RATE, LEARNING_RATE = 0.1, 0.01
-"""Of proxy runs: after their few steps, the order of losses is then the most like that after many
-(experiments/benchmarks/reward.py). At 0.01 a linear model is still near its initial weights."""
+"""Of proxy runs: far below, a linear model stays near its initial weights, and rewards say little
+of how losses train to convergence (experiments/benchmarks/reward.py)."""
 _TIED_QUERIES = 64  # of each replicate, by which constant scores are known
 
 
