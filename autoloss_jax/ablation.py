@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autoloss_jax.comparison import SIGNIFICANT
+from autoloss_jax.comparison import SIGNIFICANT, counted
 from autoloss_jax.convergence import EffectivenessConfig
 from autoloss_jax.data import Dataset
 from autoloss_jax.effectiveness import PER_QUERY_FILE, effectiveness_test
@@ -150,14 +150,13 @@ def _measured(
     result: Mapping[str, Any], per_query: Mapping[str, np.ndarray], seed: int
 ) -> dict[str, dict[str, Any]]:
     """By its name in the test, what was measured of a loss, and its difference to the first one."""
-    values = dict(zip(per_query["names"].tolist(), per_query["values"], strict=True))
-    defined = per_query["defined"]
+    values = {
+        name: counted(of_loss, result["empty"])
+        for name, of_loss in zip(per_query["names"].tolist(), per_query["values"], strict=True)
+    }
     measured = {}
     for row in result["rows"]:
         difference = values[row["name"]] - values["found 1"]
-        # By the other conventions, a query on which the metric is undefined counts alike for all.
-        skipped = result["empty"] == "skip"
-        difference = difference[defined] if skipped else np.where(defined, difference, 0.0)
         measured[row["name"]] = {
             "test": row["test"][result["metric"]],
             "learning_rate": row["learning_rate"],

@@ -70,7 +70,7 @@ def compare(
     best_hand = max(kinds["hand_designed"], key=lambda k: validation[k])
     best_found = max(kinds["found"], key=lambda k: validation[k], default=None)
     values = {
-        k: {name: _counted(of_metric, empty) for name, of_metric in figures[k].items()}
+        k: {name: counted(of_metric, empty) for name, of_metric in figures[k].items()}
         for k in worked
     }
     rows = _rows([values[k] for k in worked], worked.index(best_hand), metric, seed)
@@ -162,7 +162,7 @@ def _of_all_folds(folds: Sequence[Sequence[Tested]], place: int) -> dict[str, np
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _counted(figures: np.ndarray, empty: str) -> np.ndarray:
+def counted(figures: np.ndarray, empty: str) -> np.ndarray:
     """The values that count under a convention for queries on which the metric is undefined."""
     defined = ~np.isnan(figures)
     if empty == "skip":

@@ -91,8 +91,7 @@ def _removals(node: Expression) -> Iterator[_Removal]:
         if left is not None:
             yield _Removal(str(arg), left)
         for removal in _removals(arg):
-            args = (*node.args[:place], removal.left, *node.args[place + 1 :])
-            yield removal._replace(left=replace(node, args=args))
+            yield removal._replace(left=node.with_arg(place, removal.left))
 
 
 def _without(node: Expression, place: int) -> Expression | None:

@@ -13,12 +13,7 @@ def with_scaled_constants(expression: Expression, factors: Sequence[float]) -> l
     if expression.op == LITERAL:
         return [literal(expression.value * factor) for factor in factors]
     return [
-        _with_argument(expression, place, changed)
+        expression.with_arg(place, changed)
         for place, arg in enumerate(expression.args)
         for changed in with_scaled_constants(arg, factors)
     ]
-
-
-def _with_argument(expression: Expression, place: int, changed: Expression) -> Expression:
-    args = (*expression.args[:place], changed, *expression.args[place + 1 :])
-    return Expression(expression.op, args, where=expression.where)

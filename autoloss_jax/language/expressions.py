@@ -88,6 +88,10 @@ class Expression:
             for node in self.walk()
         )
 
+    def with_arg(self, place: int, arg: "Expression") -> "Expression":
+        """The same node with another argument in one place."""
+        return replace(self, args=(*self.args[:place], arg, *self.args[place + 1 :]))
+
     def map_args(self, transform: Callable[["Expression"], "Expression"]) -> "Expression":
         """The same node over transformed arguments and condition."""
         where = None if self.where is None else transform(self.where)

@@ -22,7 +22,6 @@ from rich.table import Table
 
 import autoloss_jax as al
 from autoloss_jax.data import fit_scaling
-from autoloss_jax.execution.programs import unfit
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES, resolve_loss
 from autoloss_jax.models import make_model
@@ -33,7 +32,7 @@ from autoloss_jax.screening import make_probe, screen
 _DATA = flags.DEFINE_string("data", None, "As autoloss takes it; synthetic queries by default.")
 _BUDGET = flags.DEFINE_integer("budget", 500, "Candidates trained by the search.", 1)
 _PROPOSER = flags.DEFINE_string("proposer", al.SearchConfig().proposer, "Of the search.")
-_SAMPLE = flags.DEFINE_integer("sample", 120, "Losses of each kind that are trained.", 1)
+_SAMPLE = flags.DEFINE_integer("sample", 120, "Losses of each kind that are trained.", 2)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the search and of the samples.", 0)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
@@ -71,7 +70,7 @@ def main(argv: list[str]) -> None:
     queries = fit_scaling(train).apply(train)
     proxy = ProxyTraining(
         queries, make_model(config.model), resolve_loss(config.reference), config.proxy,
-        max(_SAMPLE.value, 8), config.seed,
+        _SAMPLE.value, config.seed,
     )  # fmt: skip
     rewards: dict[str, np.ndarray] = {}
     for reason, found in by_reason.items():
@@ -132,9 +131,9 @@ def _copies(
 
 
 def _hand_designed(train: Any) -> list[str]:
-    names = [name for name in HAND_DESIGNED if not unfit(LOSSES[name])]
-    verdicts = screen([LOSSES[name] for name in names], make_probe(train, _SEED.value))
-    return [name for name, verdict in zip(names, verdicts, strict=True) if verdict.reason]
+    losses = [LOSSES[name] for name in HAND_DESIGNED]
+    verdicts = screen(losses, make_probe(train, _SEED.value))
+    return [name for name, verdict in zip(HAND_DESIGNED, verdicts, strict=True) if verdict.reason]
 
 
 def _time(profile: Profile, records: list[dict[str, Any]]) -> dict[str, float]:
