@@ -22,10 +22,17 @@ from autoloss_jax.data import TRANSFORMS, Dataset, ListBatch, Queries, fit_scali
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import write_json
+from autoloss_jax.finalists import (
+    FINALISTS_FILE,
+    Finalist,
+    evaluated_again,
+    read_finalists,
+    winners_curse,
+)
 from autoloss_jax.language.constants import with_scaled_constants
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import from_tokens
-from autoloss_jax.language.parsing import parse, parse_stored
+from autoloss_jax.language.parsing import parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import HAND_DESIGNED, resolve_loss
 from autoloss_jax.metrics import MetricPerQuery, metric_name, recorded_name
@@ -33,14 +40,13 @@ from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.profile import Profile
 from autoloss_jax.proposers import known_losses, make_proposer
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
-from autoloss_jax.runs import RunFolder, open_run, read_result
+from autoloss_jax.runs import RunFolder, open_run
 from autoloss_jax.screening import make_probe
 from autoloss_jax.training import RunState
 
 SCHEDULES = ("from_scratch", "alternating")
 BARREN_ROUNDS = 100
 """After so many rounds without a loss to train, a search ends before its budget."""
-FINALISTS_FILE = "finalists.json"
 CHECKPOINTS = "search"
 """The folder of a search's checkpoints, among those of the run."""
 CANARY_QUERIES = 10_000
@@ -118,15 +124,6 @@ class SearchConfig:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.tuning_rounds < 0:
             raise AutolossError(f"tuning_rounds is {self.tuning_rounds}, expected at least 0")
-
-
-class Finalist(NamedTuple):
-    """A loss of the hall of fame after its evaluation on fresh seeds."""
-
-    expression: Expression
-    reward: float
-    reward_se: float
-    selection_reward: float  # what it was selected by, which luck has inflated
 
 
 class SearchResult(NamedTuple):
@@ -239,15 +236,7 @@ def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / FINALISTS_FILE
     if not path.exists():
         return None
-    content = read_result(path)
-    try:
-        finalists = [
-            [str(parse_stored(f["formula"], f"finalist {k}")),
-             *(float(f[name]) for name in ("reward", "reward_se", "selection_reward"))]
-            for k, f in enumerate(content["finalists"], start=1)
-        ]  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
-        raise AutolossError(f"{path} is damaged: expected finalists, but {error!s}") from error
+    finalists = [[str(loss), *figures] for loss, *figures in read_finalists(path)]
     return {"finalists": finalists, "records": folder.read_ledger()}
 
 
@@ -490,20 +479,11 @@ class _Search:
             for k in range(self.config.fresh_seeds)
         ]
         self.profile.trained += len(losses) * self.config.fresh_seeds
-        finalists = []
-        for c, (loss, record) in enumerate(zip(losses, fame, strict=True)):
-            differences = np.mean([seed[c].differences for seed in outcomes], axis=0)
-            error = differences.std(ddof=1) / np.sqrt(len(differences))
-            if np.isfinite(error):
-                finalists.append(
-                    Finalist(loss, float(differences.mean()), float(error), record["reward"])
-                )
-        again = _winners_curse(finalists)
-        finalists.sort(key=lambda f: -(f.reward - f.reward_se))
-        finalists = finalists[: self.config.finalists]
+        again = evaluated_again(losses, [record["reward"] for record in fame], outcomes)
+        curse, finalists = winners_curse(again), again[: self.config.finalists]
         if self.folder is not None:
             described = self._describe(finalists)
-            described |= {"hall_of_fame": again, "rediscovered": rediscovered}
+            described |= {"hall_of_fame": curse, "rediscovered": rediscovered}
             write_json(self.folder.path / FINALISTS_FILE, described)
         return SearchResult(finalists, self.records)
 
@@ -523,11 +503,7 @@ class _Search:
     def _describe(self, finalists: list[Finalist]) -> dict[str, Any]:
         cutoff = self.config.proxy.metric_cutoff
         return {
-            "finalists": [
-                {"formula": str(f.expression), "size": f.expression.size, "reward": f.reward,
-                 "reward_se": f.reward_se, "selection_reward": f.selection_reward}
-                for f in finalists
-            ],
+            "finalists": [finalist.described() for finalist in finalists],
             "reference": self.config.reference,
             "metric": metric_name(self.metric) if self.metric else f"ndcg@{cutoff}",
             "empty": "skip",
@@ -561,24 +537,6 @@ class _Search:
 @partial(jax.jit, static_argnums=0)  # operation by operation, each would be compiled by itself
 def _score(model: nn.Module, params: Any, features: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.asarray(model.apply(params, features, mask))
-
-
-def _winners_curse(fame: Sequence[Finalist]) -> dict[str, Any]:
-    """What the hall of fame earned when it was selected, and earns on fresh seeds; and says it.
-
-    Its members were selected for being good and for being lucky; luck does not come again. (Who are
-    the finalists is chosen afterwards, so all members are counted.)
-    """
-    if not fame:
-        return {"losses": 0, "selection_reward": None, "reward": None}
-    selected, again = (
-        float(np.mean([getattr(f, name) for f in fame])) for name in ("selection_reward", "reward")
-    )
-    logging.info(
-        "winner's curse: the %d best were selected with a mean reward of %+.4f; on fresh seeds it "
-        "is %+.4f", len(fame), selected, again,
-    )  # fmt: skip
-    return {"losses": len(fame), "selection_reward": selected, "reward": again}
 
 
 def _confident(record: dict[str, Any]) -> float:

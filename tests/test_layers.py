@@ -38,6 +38,7 @@ LAYERS = (
     "evolution",
     "proposers",
     "proxy",
+    "finalists",
     "search",
     "statistics",
     "comparison",

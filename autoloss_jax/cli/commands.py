@@ -13,7 +13,7 @@ from autoloss_jax import processes
 from autoloss_jax.cli.data_summary import print_summary
 from autoloss_jax.cli.flags import WORKING_COMMANDS
 from autoloss_jax.cli.machine import set_compilation_cache, set_devices
-from autoloss_jax.cli.plans import Plan, has_finalists, load_data, make_plan, stored_finalists
+from autoloss_jax.cli.plans import Plan, has_finalists, load_data, make_plan
 from autoloss_jax.cli.progress import (
     METRICS_FOLDER,
     Reporter,
@@ -28,13 +28,14 @@ from autoloss_jax.execution.batched import interpreter_in_use, using_interpreter
 from autoloss_jax.explain import explain
 from autoloss_jax.export import export_source, write_best_loss
 from autoloss_jax.files import printable, write_json
+from autoloss_jax.finalists import FINALISTS_FILE, read_finalists
 from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.losses import HAND_DESIGNED
 from autoloss_jax.profile import PROFILE_FILE, Profile, profile_table
 from autoloss_jax.report import effectiveness_table, finalists_table, write_report
 from autoloss_jax.report.reading import read_run
-from autoloss_jax.runs import RunFolder, fingerprint, open_run, read_result
-from autoloss_jax.search import FINALISTS_FILE, run_search
+from autoloss_jax.runs import RunFolder, fingerprint, open_run
+from autoloss_jax.search import run_search
 
 BEST_LOSS_FILE = "best_loss.py"
 _ARGUMENTS = {"data": "one FOLDER and", "explain": "one LOSS and"}
@@ -174,8 +175,7 @@ def _finalists(folder: RunFolder | None) -> list[str]:
     """The finalists of the run's own search."""
     if folder is None:
         return []
-    path = folder.path / FINALISTS_FILE
-    return [str(loss) for loss in stored_finalists(path, read_result(path))]
+    return [str(finalist.expression) for finalist in read_finalists(folder.path / FINALISTS_FILE)]
 
 
 def _conclude(folder: RunFolder) -> None:

@@ -2,7 +2,7 @@
 
 import datetime
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from autoloss_jax.convergence import check_truncation
 from autoloss_jax.data import Dataset, Fold, assign_folds, load_dataset, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.finalists import FINALISTS_FILE, read_finalists
 from autoloss_jax.language.expressions import Expression
-from autoloss_jax.language.parsing import parse, parse_stored
+from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import ALIASES, HAND_DESIGNED, LOSSES, resolve_loss
 from autoloss_jax.report.reading import read_run
 from autoloss_jax.runs import CONFIG_FILE, read_config
-from autoloss_jax.search import FINALISTS_FILE, SearchConfig
+from autoloss_jax.search import SearchConfig
 
 
 @dataclass(frozen=True)
@@ -174,16 +175,9 @@ def _usual_name(name: str) -> str:
 
 def finalists_of(folder: str) -> list[str]:
     """The formulas of a finished search. Raises AutolossError if there are none."""
-    finalists = read_run(folder).finalists
-    if finalists is None:
+    if read_run(folder).finalists is None:
         raise AutolossError(f"--from {folder}: its search is not finished; expected finalists.json")
-    return [str(loss) for loss in stored_finalists(Path(folder) / FINALISTS_FILE, finalists)]
-
-
-def stored_finalists(path: Path, content: Mapping[str, Any]) -> list[Expression]:
-    """The losses of a finalists.json. Raises AutolossError naming the one that is none."""
-    rows = enumerate(content["finalists"], start=1)
-    return [parse_stored(row.get("formula"), f"{path}, finalist {k}") for k, row in rows]
+    return [str(finalist.expression) for finalist in read_finalists(Path(folder) / FINALISTS_FILE)]
 
 
 def has_finalists(command: str, out: str | None) -> bool:

@@ -17,16 +17,14 @@ from typing import Any
 
 import _timing
 import numpy as np
+from _contest import against_hand_designed, per_query_values
 from _tasks import TASKS, Task
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
 import autoloss_jax as al
-from autoloss_jax.files import read_arrays
-from autoloss_jax.losses import HAND_DESIGNED
 from autoloss_jax.search import SCHEDULES
-from autoloss_jax.statistics import holm, randomisation_p_value
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the run folders and of planted.json.")
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), "By name.")
@@ -41,7 +39,6 @@ flags.mark_flag_as_required("out")
 
 _SETTINGS = (_SEEDS, _BUDGET, _PROPOSER, _SCHEDULE, _MODEL, _WARM_START, _TUNING_ROUNDS)
 
-SIGNIFICANT = 0.01
 LEARNING_RATES = (0.01, 0.03, 0.1)
 """Of the tests: a linear model wants higher ones than the default's."""
 
@@ -62,8 +59,7 @@ def attempt(name: str, task: Task, seed: int) -> dict[str, Any]:
         dataset, [*found, al.parse(task.truth)], test, metric=task.metric,
         out=str(folder / "test"),
     )  # fmt: skip
-    arrays = read_arrays(folder / "test" / "per_query.npz")
-    values = dict(zip(arrays["names"].tolist(), arrays["values"], strict=True))
+    values = per_query_values(folder / "test")
     rows = {row["name"]: row for row in content["rows"]}
     known = f"found {len(found) + 1}"
     chosen = max(
@@ -74,24 +70,8 @@ def attempt(name: str, task: Task, seed: int) -> dict[str, Any]:
         "task": name,
         "seed": seed,
         "formula": rows[chosen]["formula"],
-        "found": _against_all(values, chosen, seed),
-        "known": _against_all(values, known, seed),
-    }
-
-
-def _against_all(values: dict[str, np.ndarray], name: str, seed: int) -> dict[str, Any]:
-    """A loss against every hand-designed one on the queries on which the metric is defined."""
-    names = [n for n in values if n in HAND_DESIGNED]
-    differences = [values[name] - values[n] for n in names]
-    differences = [d[np.isfinite(d)] for d in differences]
-    corrected = holm(np.array([randomisation_p_value(d, seed) for d in differences]))
-    best = max(names, key=lambda n: np.nanmean(values[n]))
-    return {
-        "mean": float(np.nanmean(values[name])),
-        "best_hand_designed": best,
-        "difference": float(np.nanmean(values[name] - values[best])),
-        "p_value": float(max(corrected)),
-        "better": bool(min(d.mean() for d in differences) > 0 and max(corrected) < SIGNIFICANT),
+        "found": against_hand_designed(values, chosen, seed),
+        "known": against_hand_designed(values, known, seed),
     }
 
 

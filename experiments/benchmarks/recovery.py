@@ -4,18 +4,26 @@
 
 No model is trained. The reward of a candidate is the cosine between its gradient and that of a
 hand-designed loss, the target, on fixed lists; the target is found when a candidate's gradient
-points where its own does. An evaluation is a candidate that a search would train: not refused, and
-not equal to one before it, by its form or by its gradient.
+points where its own does, and nearly found at the lower cosines of `LEVELS`. An evaluation is a
+candidate that a search would train: not refused, and not equal to one before it, by its form or by
+its gradient.
 
-Every proposer, target and seed is one search of at most `--budget` evaluations. The table has the
-median evaluations of each target over the seeds, with its interval (order statistics, at least
-95 %), and for each pair of proposers a signed-rank test over the targets (Wilcoxon, 1945).
+Every proposer, target and seed is one search of at most `--budget` evaluations; random search,
+which learns nothing, is one for all targets. The table has the median evaluations of each target
+over the seeds, with its interval (order statistics, at least 95 %), and for each pair of proposers
+and each level a signed-rank test over the targets (Wilcoxon, 1945).
 """
 
+import functools
 import itertools
 import json
+import multiprocessing
+import os
+import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,20 +49,22 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "Searches of each proposer and target
 _BUDGET = flags.DEFINE_integer("budget", 2_000, "Evaluations after which a search gives up.", 1)
 _PROPOSALS = flags.DEFINE_integer("proposals", 128, "Losses proposed a round.", 1)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 24, "Of the longest loss.", 4)
+_JOBS = flags.DEFINE_integer("jobs", os.cpu_count(), "Searches at the same time.", 1)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 BARREN_ROUNDS = 100
 """A search that evaluates nothing in so many rounds gives up."""
 
 
-class Found(NamedTuple):
-    """What became of one search."""
+LEVELS = (0.9, 0.99, SAME_DIRECTION)
+"""Cosines to the target from which on it is half found, nearly found, and found."""
 
-    evaluations: int  # until the target was found, or all
-    found: bool
-    proposals: int
+
+class Found(NamedTuple):
+    """What became of one target in one search."""
+
+    evaluations: list[int | None]  # until each of LEVELS was reached; None: it never was
     best: float  # cosine
-    seconds: float
 
 
 class Gradients:
@@ -74,60 +84,88 @@ class Gradients:
         return {loss: self._known[loss] for loss in losses}
 
 
-def recover(name: str, target: np.ndarray, seed: int, gradients: Gradients) -> Found:
-    """One search for a target's direction."""
-    began = time.perf_counter()
+def recover(name: str, targets: np.ndarray, seed: int, gradients: Gradients) -> list[Found]:
+    """One search for the directions f32[targets, ...]; its reward is the mean of their cosines."""
     proposer = make_proposer(name, max_tokens=_MAX_TOKENS.value)
     state = proposer.init(seed)
-    seen: dict[Expression, float] = {}
+    rewards: dict[Expression, float] = {}
     directions = Directions()
-    evaluations = rounds = barren = 0
-    best = -1.0
-    while evaluations < _BUDGET.value and barren < BARREN_ROUNDS:
+    reached = np.full((len(LEVELS), len(targets)), np.inf)  # after how many evaluations
+    best = np.full(len(targets), -1.0)
+    evaluations = barren = 0
+
+    def done() -> bool:
+        return evaluations == _BUDGET.value or bool(np.isfinite(reached).all())
+
+    while not done() and barren < BARREN_ROUNDS:
         state, tokens = proposer.propose(state, _PROPOSALS.value)
-        rounds += 1
         losses = [simplify(from_tokens(row)) for row in tokens]
         before = evaluations
         for loss, direction in gradients(losses).items():
-            if loss in seen:
+            if loss in rewards or done():
                 continue
             if direction is None:
-                seen[loss] = -np.inf
+                rewards[loss] = -np.inf
                 continue
-            seen[loss] = float(direction @ target)
+            cosines = targets @ direction
+            rewards[loss] = float(cosines.mean())
             if directions.find(direction) is None:
                 directions.add(str(loss), direction)
                 evaluations += 1
-            best = max(best, seen[loss])
-            if best >= SAME_DIRECTION or evaluations == _BUDGET.value:
-                break
-        if best >= SAME_DIRECTION or evaluations == _BUDGET.value:
-            break
+            best = np.maximum(best, cosines)
+            for level, row in zip(LEVELS, reached, strict=True):
+                row[(cosines >= level) & np.isinf(row)] = evaluations
         barren = barren + 1 if evaluations == before else 0
-        state, _ = proposer.observe(state, tokens, np.array([seen[loss] for loss in losses]))
-    seconds = time.perf_counter() - began
-    return Found(evaluations, best >= SAME_DIRECTION, rounds * _PROPOSALS.value, best, seconds)
+        if not done():
+            state, _ = proposer.observe(state, tokens, np.array([rewards[loss] for loss in losses]))
+    return [
+        Found([None if np.isinf(e) else int(e) for e in column], float(cosine))
+        for column, cosine in zip(reached.T, best, strict=True)
+    ]
+
+
+def recover_all(name: str, wanted: list[str], seed: int) -> list[Found]:
+    """One search for the named targets, in a process of its own."""
+    gradients = _gradients()
+    directions = gradients([LOSSES[target] for target in wanted])
+    return recover(name, np.stack([directions[LOSSES[t]] for t in wanted]), seed, gradients)
+
+
+@functools.cache
+def _gradients() -> Gradients:
+    return Gradients(make_probe(synthetic().folds[0].train, seed=0))
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    gradients = Gradients(make_probe(synthetic().folds[0].train, seed=0))
-    targets = gradients([LOSSES[name] for name in _TARGETS.value])
-    rows = []
-    for proposer, target in itertools.product(_PROPOSERS.value, _TARGETS.value):
-        direction = targets[LOSSES[target]]
-        assert direction is not None, f"{target} is refused"
-        found = [recover(proposer, direction, seed, gradients) for seed in range(_SEEDS.value)]
-        rows.append({"proposer": proposer, "target": target, **_summary(found)})
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "searches"}), flush=True)
+    began, targets, searches = time.perf_counter(), _TARGETS.value, {}
+    with futures.ProcessPoolExecutor(
+        _JOBS.value, multiprocessing.get_context("spawn"), flags.FLAGS, (sys.argv,)
+    ) as pool:
+        for name, seed in itertools.product(_PROPOSERS.value, range(_SEEDS.value)):
+            for wanted in [targets] if name == "random" else [[target] for target in targets]:
+                job = pool.submit(recover_all, name, wanted, seed)
+                searches[job] = name, wanted
+        found: dict[tuple[str, str], list[Found]] = defaultdict(list)
+        for job, (name, wanted) in searches.items():
+            for target, result in zip(wanted, job.result(), strict=True):
+                found[name, target].append(result)
+                print(json.dumps([name, target, *result]), flush=True)
+    rows = [
+        {"proposer": name, "target": target, "levels": _levels(results),
+         "searches": [result._asdict() for result in results]}
+        for (name, target), results in found.items()
+    ]  # fmt: skip
     report = {
         "machine": _timing.machine(),
         "settings": {f.name: f.value for f in (_SEEDS, _BUDGET, _PROPOSALS, _MAX_TOKENS)},
+        "seconds": time.perf_counter() - began,
         "rows": rows,
         "tests": [
-            {"first": a, "second": b, **_compare(rows, a, b)}
+            {"first": a, "second": b, "level": level, **_compare(rows, a, b, place)}
             for a, b in itertools.combinations(_PROPOSERS.value, 2)
+            for place, level in enumerate(LEVELS)
         ],
     }
     show(report)
@@ -135,31 +173,30 @@ def main(argv: list[str]) -> None:
         Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _summary(searches: Sequence[Found]) -> dict[str, Any]:
-    """The median of the evaluations and its interval; a search that gave up counts as the most."""
-    needed = np.sort([f.evaluations if f.found else np.inf for f in searches])
-    count = len(needed)
+def _levels(searches: Sequence[Found]) -> list[dict[str, Any]]:
+    """For each level the median of the evaluations and its interval; None is beyond the budget."""
+    count = len(searches)
     # The widest symmetric pair of order statistics leaves out at most 2.5 % on either side.
     out = max(0, int(stats.binom.ppf(0.025, count, 0.5)) - 1)
-    low, high = needed[out], needed[count - 1 - out]
-    median = (needed[(count - 1) // 2] + needed[count // 2]) / 2
-    return {
-        "found": int(sum(f.found for f in searches)),
-        **{
-            name: None if np.isinf(value) else float(value)
-            for name, value in (("median", median), ("low", low), ("high", high))
-        },
-        "seconds": sum(f.seconds for f in searches),
-        "searches": [f._asdict() for f in searches],
-    }
+    levels = []
+    for place in range(len(LEVELS)):
+        evaluations = [search.evaluations[place] for search in searches]
+        needed = np.sort([np.inf if e is None else e for e in evaluations])
+        median = (needed[(count - 1) // 2] + needed[count // 2]) / 2
+        figures = {"median": median, "low": needed[out], "high": needed[count - 1 - out]}
+        levels.append(
+            {"found": int(np.isfinite(needed).sum())}
+            | {name: None if np.isinf(value) else float(value) for name, value in figures.items()}
+        )
+    return levels
 
 
-def _compare(rows: list[dict[str, Any]], first: str, second: str) -> dict[str, Any]:
+def _compare(rows: list[dict[str, Any]], first: str, second: str, place: int) -> dict[str, Any]:
     """Signed ranks of the targets' medians, on a logarithmic scale; None counts as the budget."""
     medians = {
         name: [
-            np.log(_BUDGET.value if r["median"] is None else r["median"])
-            for r in rows if r["proposer"] == name
+            np.log(_BUDGET.value if (m := row["levels"][place]["median"]) is None else m)
+            for row in rows if row["proposer"] == name
         ]
         for name in (first, second)
     }  # fmt: skip
@@ -175,28 +212,30 @@ def _compare(rows: list[dict[str, Any]], first: str, second: str) -> dict[str, A
 
 
 def show(report: dict[str, Any]) -> None:
-    console = Console(width=120)
+    console = Console(width=140)
     names = list(dict.fromkeys(row["proposer"] for row in report["rows"]))
-    table = Table(title=f"Evaluations to find a loss again, at most {_BUDGET.value:,}")
-    for heading in ("target", *names):
-        table.add_column(heading)
-    by = {(row["proposer"], row["target"]): row for row in report["rows"]}
-    for target in dict.fromkeys(row["target"] for row in report["rows"]):
-        table.add_row(target, *(_cell(by[name, target]) for name in names))
-    console.print(table)
+    by = {(row["proposer"], row["target"]): row["levels"] for row in report["rows"]}
+    for place, level in enumerate(LEVELS):
+        table = Table(title=f"Evaluations until the cosine is {level}, at most {_BUDGET.value:,}")
+        for heading in ("target", *names):
+            table.add_column(heading)
+        for target in dict.fromkeys(row["target"] for row in report["rows"]):
+            table.add_row(target, *(_cell(by[name, target][place]) for name in names))
+        console.print(table)
     for test in report["tests"]:
         console.print(
-            f"{test['first']} needs {test['ratio']:.2f} times the evaluations of {test['second']}: "
-            f"fewer for {test['fewer']} targets, more for {test['more']}, p = {test['p_value']:.4g}"
+            f"{test['level']}: {test['first']} needs {test['ratio']:.2f} times the evaluations of "
+            f"{test['second']}: fewer for {test['fewer']} targets, more for {test['more']}, "
+            f"p = {test['p_value']:.4g}"
         )
 
 
-def _cell(row: dict[str, Any]) -> str:
-    found = f"{row['found']}/{len(row['searches'])}"
-    if row["median"] is None:
+def _cell(level: dict[str, Any]) -> str:
+    found = f"{level['found']}/{_SEEDS.value}"
+    if level["median"] is None:
         return f"not found ({found})"
-    high = "never" if row["high"] is None else f"{row['high']:,.0f}"
-    return f"{row['median']:,.0f} [{row['low']:,.0f}, {high}] ({found})"
+    high = "never" if level["high"] is None else f"{level['high']:,.0f}"
+    return f"{level['median']:,.0f} [{level['low']:,.0f}, {high}] ({found})"
 
 
 if __name__ == "__main__":

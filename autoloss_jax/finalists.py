@@ -1,0 +1,94 @@
+"""The end of a search: its best losses on fresh seeds, and those of them that go on to the test."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from autoloss_jax.errors import AutolossError
+from autoloss_jax.language.expressions import Expression
+from autoloss_jax.language.parsing import parse_stored
+from autoloss_jax.proxy import Outcome
+from autoloss_jax.runs import read_result
+
+FINALISTS_FILE = "finalists.json"
+
+
+class Finalist(NamedTuple):
+    """A loss of the hall of fame after its evaluation on fresh seeds."""
+
+    expression: Expression
+    reward: float
+    reward_se: float
+    selection_reward: float  # what it was selected by, which luck has inflated
+
+    def described(self) -> dict[str, Any]:
+        """As finalists.json has it."""
+        formula = {"formula": str(self.expression), "size": self.expression.size}
+        return formula | {name: getattr(self, name) for name in _FIGURES}
+
+
+_FIGURES = ("reward", "reward_se", "selection_reward")
+
+
+def evaluated_again(
+    losses: Sequence[Expression],
+    selection_rewards: Sequence[float],
+    outcomes: Sequence[Sequence[Outcome]],
+) -> list[Finalist]:
+    """The losses with their rewards on fresh seeds, the best by a lower confidence bound first.
+
+    Args:
+      losses: the hall of fame.
+      selection_rewards: what each was selected by.
+      outcomes: of each fresh seed the outcomes of all losses.
+
+    Returns:
+      Those that did not fail on any seed.
+    """
+    fame = []
+    for c, (loss, selected) in enumerate(zip(losses, selection_rewards, strict=True)):
+        differences = np.mean([seed[c].differences for seed in outcomes], axis=0)
+        error = differences.std(ddof=1) / np.sqrt(len(differences))
+        if np.isfinite(error):
+            fame.append(Finalist(loss, float(differences.mean()), float(error), selected))
+    return sorted(fame, key=lambda f: -(f.reward - f.reward_se))
+
+
+def winners_curse(fame: Sequence[Finalist]) -> dict[str, Any]:
+    """What the hall of fame earned when it was selected, and earns on fresh seeds; and says it.
+
+    Its members were selected for being good and for being lucky; luck does not come again. (Who are
+    the finalists is chosen afterwards, so all members are counted.)
+    """
+    if not fame:
+        return {"losses": 0, "selection_reward": None, "reward": None}
+    selected, again = (
+        float(np.mean([getattr(f, name) for f in fame])) for name in ("selection_reward", "reward")
+    )
+    logging.info(
+        "winner's curse: the %d best were selected with a mean reward of %+.4f; on fresh seeds it "
+        "is %+.4f", len(fame), selected, again,
+    )  # fmt: skip
+    return {"losses": len(fame), "selection_reward": selected, "reward": again}
+
+
+def read_finalists(path: Path) -> list[Finalist]:
+    """The finalists of a finalists.json.
+
+    Raises:
+      AutolossError: it is damaged, or one of them is no loss; names it.
+    """
+    content = read_result(path)
+    try:
+        return [
+            Finalist(
+                parse_stored(row["formula"], f"finalist {k}"),
+                *(float(row[name]) for name in _FIGURES),
+            )
+            for k, row in enumerate(content["finalists"], start=1)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise AutolossError(f"{path} is damaged: expected finalists, but {error!s}") from error
