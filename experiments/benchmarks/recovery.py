@@ -131,6 +131,10 @@ def recover_all(name: str, wanted: list[str], seed: int) -> list[Found]:
     return recover(name, np.stack([directions[LOSSES[t]] for t in wanted]), seed, gradients)
 
 
+def _read_flags(argv: list[str]) -> None:
+    flags.FLAGS(argv)
+
+
 @functools.cache
 def _gradients() -> Gradients:
     return Gradients(make_probe(synthetic().folds[0].train, seed=0))
@@ -141,7 +145,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     began, targets, searches = time.perf_counter(), _TARGETS.value, {}
     with futures.ProcessPoolExecutor(
-        _JOBS.value, multiprocessing.get_context("spawn"), flags.FLAGS, (sys.argv,)
+        _JOBS.value, multiprocessing.get_context("spawn"), _read_flags, (sys.argv,)
     ) as pool:
         for name, seed in itertools.product(_PROPOSERS.value, range(_SEEDS.value)):
             for wanted in [targets] if name == "random" else [[target] for target in targets]:
