@@ -1,6 +1,6 @@
 """The end of a search: its best losses on fresh seeds, and those of them that go on to the test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,12 +83,18 @@ def read_finalists(path: Path) -> list[Finalist]:
     """
     content = read_result(path)
     try:
-        return [
-            Finalist(
-                parse_stored(row["formula"], f"finalist {k}"),
-                *(float(row[name]) for name in _FIGURES),
-            )
-            for k, row in enumerate(content["finalists"], start=1)
-        ]
+        figures = [[float(row[name]) for name in _FIGURES] for row in content["finalists"]]
+        losses = stored_losses(path, content)
     except (KeyError, TypeError, ValueError) as error:
         raise AutolossError(f"{path} is damaged: expected finalists, but {error!s}") from error
+    return [Finalist(loss, *row) for loss, row in zip(losses, figures, strict=True)]
+
+
+def stored_losses(path: Path, content: Mapping[str, Any]) -> list[Expression]:
+    """The losses in the content of a finalists.json.
+
+    Raises:
+      AutolossError: one of them is no loss; names it.
+    """
+    rows = enumerate(content["finalists"], start=1)
+    return [parse_stored(row.get("formula"), f"{path}, finalist {k}") for k, row in rows]

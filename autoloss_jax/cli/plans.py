@@ -17,7 +17,7 @@ from autoloss_jax.convergence import check_truncation
 from autoloss_jax.data import Dataset, Fold, assign_folds, load_dataset, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.finalists import FINALISTS_FILE, read_finalists
+from autoloss_jax.finalists import FINALISTS_FILE, stored_losses
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import ALIASES, HAND_DESIGNED, LOSSES, resolve_loss
@@ -175,9 +175,10 @@ def _usual_name(name: str) -> str:
 
 def finalists_of(folder: str) -> list[str]:
     """The formulas of a finished search. Raises AutolossError if there are none."""
-    if read_run(folder).finalists is None:
+    finalists = read_run(folder).finalists
+    if finalists is None:
         raise AutolossError(f"--from {folder}: its search is not finished; expected finalists.json")
-    return [str(finalist.expression) for finalist in read_finalists(Path(folder) / FINALISTS_FILE)]
+    return [str(loss) for loss in stored_losses(Path(folder) / FINALISTS_FILE, finalists)]
 
 
 def has_finalists(command: str, out: str | None) -> bool:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import autoloss_jax as al
+from autoloss_jax.files import write_json
 from autoloss_jax.search import SCHEDULES
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the run folders and of planted.json.")
@@ -86,8 +87,7 @@ def main(argv: list[str]) -> None:
     settings = {f.name: f.value for f in _SETTINGS}
     report = {"machine": _timing.machine(), "settings": settings, "rows": rows}
     show(report)
-    text = json.dumps(report, indent=1) + "\n"
-    (Path(_OUT.value) / "planted.json").write_text(text, encoding="utf-8")
+    write_json(Path(_OUT.value) / "planted.json", report)
 
 
 def show(report: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import autoloss_jax as al
+from autoloss_jax.files import write_json
 from autoloss_jax.losses import HAND_DESIGNED
 from autoloss_jax.models import MODELS
 from autoloss_jax.statistics import bootstrap_interval, randomisation_p_value
@@ -47,28 +48,23 @@ def run_fold(data: Path, fold: Path, model: str) -> tuple[dict[str, Any], dict[s
     search = al.SearchConfig(budget=_BUDGET.value, model=model, seed=_SEED.value)
     result = al.search(dataset, search, out=str(folder / "search"))
     test = al.EffectivenessConfig(model=model, seed=_SEED.value)
-    found = [finalist.expression for finalist in result.finalists]
-    content = al.effectiveness_test(dataset, found, test, out=str(folder / "test"))
+    finalists = [finalist.expression for finalist in result.finalists]
+    content = al.effectiveness_test(dataset, finalists, test, out=str(folder / "test"))
     every = per_query_values(folder / "test")
-    best = {
-        kind: max(
-            (row for row in content["rows"] if row["kind"] == kind),
-            key=lambda row: row["validation"],
-        )
-        for kind in ("found", "hand_designed")
-    }
+    rows = {row["name"]: row for row in content["rows"]}
+    found, by_validation = content["best_found"], content["best_hand_designed"]
     values = {name: every[name] for name in every if name in HAND_DESIGNED} | {
-        "found": every[best["found"]["name"]],
-        "by_validation": every[best["hand_designed"]["name"]],
+        "found": every[found],
+        "by_validation": every[by_validation],
     }
     row = {
         "data": data.name,
         "fold": fold.name,
         "model": model,
         "seed": _SEED.value,
-        "formula": best["found"]["formula"],
-        "best_hand_designed": best["hand_designed"]["name"],
-        "test": best["found"]["difference"],
+        "formula": rows[found]["formula"],
+        "best_hand_designed": by_validation,
+        "test": rows[found]["difference"],
         "verdict": content["verdict"],
     }
     return row, values
@@ -110,8 +106,7 @@ def main(argv: list[str]) -> None:
     settings["data"] = [Path(data).name for data in _DATA.value]
     report = {"machine": _timing.machine(), "settings": settings, "sets": sets, "folds": rows}
     show(report)
-    text = json.dumps(report, indent=1) + "\n"
-    (Path(_OUT.value) / "real_data.json").write_text(text, encoding="utf-8")
+    write_json(Path(_OUT.value) / "real_data.json", report)
 
 
 def show(report: dict[str, Any]) -> None:

@@ -24,7 +24,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent import futures
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import _timing
@@ -36,6 +35,7 @@ from scipy import stats
 
 from autoloss_jax.data import synthetic
 from autoloss_jax.execution.programs import unfit
+from autoloss_jax.files import write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data, from_tokens
 from autoloss_jax.language.simplification import simplify
@@ -54,7 +54,6 @@ _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 BARREN_ROUNDS = 100
 """A search that evaluates nothing in so many rounds gives up."""
-
 
 LEVELS = (0.9, 0.99, SAME_DIRECTION)
 """Cosines to the target from which on it is half found, nearly found, and found."""
@@ -127,8 +126,13 @@ def recover(name: str, targets: np.ndarray, seed: int, gradients: Gradients) -> 
 def recover_all(name: str, wanted: list[str], seed: int) -> list[Found]:
     """One search for the named targets, in a process of its own."""
     gradients = _gradients()
-    directions = gradients([LOSSES[target] for target in wanted])
-    return recover(name, np.stack([directions[LOSSES[t]] for t in wanted]), seed, gradients)
+    known = gradients([LOSSES[target] for target in wanted])
+    directions = []
+    for target in wanted:
+        direction = known[LOSSES[target]]
+        assert direction is not None, f"{target} is refused"
+        directions.append(direction)
+    return recover(name, np.stack(directions), seed, gradients)
 
 
 def _read_flags(argv: list[str]) -> None:
@@ -174,7 +178,7 @@ def main(argv: list[str]) -> None:
     }
     show(report)
     if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(_OUT.value, report)
 
 
 def _levels(searches: Sequence[Found]) -> list[dict[str, Any]]:

@@ -9,9 +9,7 @@ above that of nine in ten of the trained ones. Hand-designed losses are screened
 refused.
 """
 
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import _timing
@@ -22,6 +20,7 @@ from rich.table import Table
 
 import autoloss_jax as al
 from autoloss_jax.data import fit_scaling
+from autoloss_jax.files import write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES, resolve_loss
 from autoloss_jax.models import make_model
@@ -94,7 +93,7 @@ def main(argv: list[str]) -> None:
     }
     show(report)
     if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(_OUT.value, report)
 
 
 def _trained_after_all(rewards: np.ndarray | None, limit: float) -> dict[str, Any]:
