@@ -205,8 +205,10 @@ def likelihood(params: Any, tokens: Array, *, config: ControllerConfig) -> Likel
 
 
 def init(seed: int, *, max_tokens: int, config: ControllerConfig) -> ControllerState:
-    """A controller that knows nothing but the prior."""
-    init_key, propose_key = jax.random.split(jax.random.key(seed))
+    """A controller that knows nothing but the prior: what it proposes first, before it has learned,
+    is what `sample_batch` draws for the seed, so that proposers begin alike and compare."""
+    propose_key = jax.random.key(seed)
+    init_key, _ = jax.random.split(propose_key)
     nothing = jnp.int32(START)
     params = _network(config).init(
         init_key, _start_carry(config), nothing, nothing, jnp.int32(Level.QUERY)
