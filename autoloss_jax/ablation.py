@@ -26,6 +26,7 @@ from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.parsing import as_loss, parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import LOSSES, resolve_loss
+from autoloss_jax.metrics import MetricPerQuery, metric_title
 from autoloss_jax.screening import Directions
 from autoloss_jax.statistics import bootstrap_interval, holm, randomisation_p_value
 
@@ -44,6 +45,7 @@ def ablation_test(
     loss: Expression | str,
     config: EffectivenessConfig | None = None,
     *,
+    metric: MetricPerQuery | None = None,
     out: str,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def ablation_test(
       dataset: its folds, as `effectiveness_test` takes them.
       loss: the loss, its text, or a name of LOSSES.
       config: the settings of the trainings; LambdaMART is left out.
+      metric: what is compared, instead of NDCG, as `effectiveness_test` takes it.
       out: the run folder of the test; ablation.json is written there.
       on_progress: called with a description and the share that is done.
 
@@ -79,7 +82,7 @@ def ablation_test(
     nearest = about.nearest[0]
     result = effectiveness_test(
         dataset, [whole, *(parse(row["formula"]) for row in trained)], config,
-        hand_designed=[nearest.name], out=out, on_progress=on_progress,
+        hand_designed=[nearest.name], metric=metric, out=out, on_progress=on_progress,
     )  # fmt: skip
     failed = result["failure_reasons"]
     if "found 1" in failed:
@@ -200,7 +203,7 @@ def _verdict(content: Mapping[str, Any]) -> str:
         said.append(_not_shown(by["not shown"]))
     queries = content["queries"] - content["empty_queries"] * (content["empty"] == "skip")
     where = (
-        f"By {content['metric'].upper()} on {queries} test queries of "
+        f"By {metric_title(content['metric'])} on {queries} test queries of "
         f"{', '.join(content['folds'])}, {content['seeds']} models a loss"
     )
     return f"{where}, the loss is {'; '.join(said) or 'without parts that could be removed'}."

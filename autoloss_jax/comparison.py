@@ -7,6 +7,7 @@ import numpy as np
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.expressions import Expression
+from autoloss_jax.metrics import metric_title
 from autoloss_jax.statistics import (
     TIE_TOLERANCE,
     bootstrap_interval,
@@ -253,7 +254,7 @@ def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_fail
 
 def _figures(difference: Mapping[str, float], metric: str) -> str:
     mean, low, high = (difference[key] for key in ("mean", "ci_low", "ci_high"))
-    return f"test {metric.upper()} {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f}"
+    return f"test {metric_title(metric)} {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f}"
 
 
 def _against(reference: str, loss: str, difference: np.ndarray, seed: int) -> dict[str, Any]:

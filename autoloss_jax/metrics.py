@@ -94,6 +94,11 @@ def recorded_name(metric: MetricPerQuery) -> str:
     return name
 
 
+def metric_title(name: str) -> str:
+    """A metric's name for people: "NDCG@10" for "ndcg@10"; one of their own as they named it."""
+    return name if "." in name else name.upper()
+
+
 @_jitted
 def ndcg_per_query(
     scores: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None, k: int | None = None

@@ -23,6 +23,7 @@ from autoloss_jax.files import write_arrays
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import LOSSES
+from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.report import ablation_table
 from autoloss_jax.statistics import bootstrap_interval, randomisation_p_value
 
@@ -56,6 +57,17 @@ def content(data, folder):
 
 
 # --- a real one ---
+
+
+def ndcg_at_two(scores, labels, *, where):
+    return ndcg_per_query(scores, labels, where=where, k=2)
+
+
+def test_by_a_metric_of_ones_own(data, content, tmp_path):
+    own = ablation_test(data, LOSS, CONFIG, metric=ndcg_at_two, out=str(tmp_path))
+    assert own["whole"]["test"]["mean"] < content["whole"]["test"]["mean"]
+    assert own["verdict"].startswith(f"By {__name__}.ndcg_at_two on ")
+    assert content["verdict"].startswith("By NDCG@10 on ")
 
 
 def test_a_part_that_matters_is_shown_to_matter(content):
@@ -177,8 +189,8 @@ def made(monkeypatch, tmp_path, differences, *, loss="pairwise_hinge", empty="sk
     values = np.stack([np.zeros(20), *differences])
     values[:, ~DEFINED] = math.nan
 
-    def test(dataset, expressions, config, *, hand_designed, out, on_progress):
-        assert hand_designed == [nearest] and not config.lambdamart
+    def test(dataset, expressions, config, *, hand_designed, metric, out, on_progress):
+        assert hand_designed == [nearest] and metric is None and not config.lambdamart
         shown = [k for k, name in enumerate(names) if name not in failed]
         write_arrays(tmp_path / PER_QUERY_FILE, {
             "names": np.array(names)[shown], "values": values[shown], "defined": DEFINED,

@@ -13,6 +13,7 @@ import numpy as np
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import read_ledger
+from autoloss_jax.metrics import metric_title
 from autoloss_jax.runs import CONFIG_FILE, LEDGER_FILE, LOG_FILE, read_config, read_result
 
 FINALISTS_FILE, EFFECTIVENESS_FILE = "finalists.json", "effectiveness.json"
@@ -113,6 +114,11 @@ class RunFiles:
             if content and content.get("metric"):
                 return str(content["metric"])
         return DEFAULT_METRIC
+
+    @property
+    def metric_title(self) -> str:
+        """Its name for people."""
+        return metric_title(self.metric)
 
     @property
     def best(self) -> dict[str, Any] | None:

@@ -159,7 +159,7 @@ def _side_by_side(named: Sequence[NamedRun]) -> Section:
             plot = Html(interval_svg(difference, scale, 0.0, style, f"difference {words}"))
         best = run.best
         formula = markup.code(best.get("formula")) if best else NOTHING
-        metric = f"{run.metric.upper()} {wording.interval((row.get('test') or {}).get(run.metric))}"
+        metric = f"{run.metric_title} {wording.interval((row.get('test') or {}).get(run.metric))}"
         to_beat = run.best_hand_designed or NOTHING
         body.append(Row((entry.label, plot, words, wording.p_value(row), metric, to_beat)))
         found.append(Row((entry.label, _size(run), _reward(run), formula)))

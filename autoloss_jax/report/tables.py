@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoloss_jax.files import printable
+from autoloss_jax.metrics import metric_title
 from autoloss_jax.report.reading import DEFAULT_METRIC
 from autoloss_jax.report.wording import (
     KINDS,
@@ -39,7 +40,12 @@ def effectiveness_table(effectiveness: Mapping[str, Any]) -> Table:
     )
     for heading in ("loss", "kind"):
         table.add_column(heading)
-    for heading in (metric.upper(), f"difference to {best or 'best hand-designed'}", "p", "rate"):
+    for heading in (
+        metric_title(metric),
+        f"difference to {best or 'best hand-designed'}",
+        "p",
+        "rate",
+    ):
         table.add_column(_text(heading), justify="right")
     for row in sorted_rows(effectiveness.get("rows", ()), metric):
         test = row.get("test") or {}
@@ -60,7 +66,7 @@ def finalists_table(finalists: Mapping[str, Any] | list[Mapping[str, Any]]) -> T
     content: Mapping[str, Any] = finalists if isinstance(finalists, Mapping) else {}
     rows = content.get("finalists", ()) if isinstance(finalists, Mapping) else finalists
     reference = content.get("reference")
-    metric = str(content.get("metric") or DEFAULT_METRIC).upper()
+    metric = metric_title(str(content.get("metric") or DEFAULT_METRIC))
     against = f", a difference in {metric} to {reference}" if reference else ""
     caption = f"Reward on fresh seeds{against}. {empty_convention(content)}"
     table = Table(title="Finalists", caption=_text(caption))
@@ -91,7 +97,7 @@ def ablation_table(ablation: Mapping[str, Any]) -> Table:
     table = Table(title=_text(str(ablation["formula"])), caption=_text(caption))
     for heading in ("without", "what is left"):
         table.add_column(heading, overflow="fold")
-    for heading in ("cosine", metric.upper(), "difference", "p"):
+    for heading in ("cosine", metric_title(metric), "difference", "p"):
         table.add_column(heading, justify="right")
     table.add_row("nothing", "the whole loss", number(1, 3), interval(whole["test"]))
     for row in ablation["ablations"]:

@@ -24,7 +24,7 @@ from typing import Any
 import _timing
 import numpy as np
 from _contest import against_hand_designed, per_query_values
-from _tasks import TASKS, Task
+from _tasks import LEARNING_RATES, TASKS, Task
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
@@ -47,9 +47,6 @@ _AGAINST = flags.DEFINE_string("against", None, "A planted.json to compare this 
 flags.mark_flag_as_required("out")
 
 _SETTINGS = (_SEEDS, _BUDGET, _PROPOSER, _SCHEDULE, _MODEL, _WARM_START, _TUNING_ROUNDS)
-
-LEARNING_RATES = (0.01, 0.03, 0.1)
-"""Of the tests: a linear model wants higher ones than the default's."""
 
 TRAINED = (50, 100, 200, 400, 800)
 """After how many trained losses the best reward so far is noted."""

@@ -33,6 +33,7 @@ _DATA = flags.DEFINE_list("data", None, "Folders with the folders of folds in LE
 _OUT = flags.DEFINE_string("out", None, "Folder of the run folders and of real_data.json.")
 _MODELS = flags.DEFINE_list("models", ["mlp", "attention"], f"Of {', '.join(MODELS)}.")
 _BUDGET = flags.DEFINE_integer("budget", al.SearchConfig().budget, "Of each search.", 1)
+_PROPOSER = flags.DEFINE_string("proposer", al.SearchConfig().proposer, "Of each search.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of every search and test.", 0)
 flags.mark_flags_as_required(["data", "out"])
 
@@ -45,7 +46,9 @@ def run_fold(data: Path, fold: Path, model: str) -> tuple[dict[str, Any], dict[s
     """
     dataset = al.load_dataset(str(fold))
     folder = Path(_OUT.value) / f"{data.name}-{fold.name}-{model}"
-    search = al.SearchConfig(budget=_BUDGET.value, model=model, seed=_SEED.value)
+    search = al.SearchConfig(
+        budget=_BUDGET.value, proposer=_PROPOSER.value, model=model, seed=_SEED.value
+    )
     result = al.search(dataset, search, out=str(folder / "search"))
     test = al.EffectivenessConfig(model=model, seed=_SEED.value)
     finalists = [finalist.expression for finalist in result.finalists]
@@ -102,7 +105,7 @@ def main(argv: list[str]) -> None:
                 raise app.UsageError(f"--data: no folder Fold1, Fold2, ... in {data}")
             sets.append({"data": data.name, "model": model, **pooled(values, _SEED.value)})
             logging.info("%s", json.dumps(sets[-1]))
-    settings = {f.name: f.value for f in (_DATA, _MODELS, _BUDGET, _SEED)}
+    settings = {f.name: f.value for f in (_DATA, _MODELS, _BUDGET, _PROPOSER, _SEED)}
     settings["data"] = [Path(data).name for data in _DATA.value]
     report = {"machine": _timing.machine(), "settings": settings, "sets": sets, "folds": rows}
     show(report)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from autoloss_jax.metrics import metric_title
 from autoloss_jax.report import markup, wording
 from autoloss_jax.report.figures.intervals import (
     Estimate,
@@ -33,7 +34,7 @@ def comparison(run: RunFiles) -> Section:
         Column("loss", "name"),
         Column(f"difference to {best}", "plot"),
         Column("difference", "number"),
-        Column(metric.upper(), "number"),
+        Column(metric_title(metric), "number"),
         Column("p", "number"),
     ]
     counted = any(is_number(row.get("wins")) for row in rows)
@@ -103,8 +104,8 @@ def _row(
 
 def _reading(best: str, metric: str) -> str:
     return (
-        f"Each point is a loss\u2019s {metric.upper()} less that of {best}, query by query, and "
-        "its line the 95 % interval; right is better. Where the line crosses the dashed 0, chance "
+        f"Each point is a loss\u2019s {metric_title(metric)} less that of {best}, query by query, "
+        "and its line the 95 % interval; right is better. Where it crosses the dashed 0, chance "
         "explains the difference."
     )
 
@@ -145,7 +146,7 @@ def _test_note(content: Mapping[str, Any]) -> str:
 
 def _all_metrics(rows: list[Mapping[str, Any]], metric: str, convention: str) -> Html:
     names = dict.fromkeys([metric, *(name for row in rows for name in row.get("test") or {})])
-    columns = (Column("loss", "name"), *(Column(name.upper(), "number") for name in names))
+    columns = (Column("loss", "name"), *(Column(metric_title(name), "number") for name in names))
     body = [
         Row((row.get("name"), *(number(wording.mean_of(row, name)) for name in names)),
             wording.style(row))

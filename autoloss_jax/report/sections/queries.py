@@ -42,11 +42,11 @@ def per_query(run: RunFiles) -> Section:
     sentence = (
         f"Of {len(differences.values):,} test queries with a relevant document, {name} ranks "
         f"{wins:,} better than {best}, {ties:,} the same and {losses:,} worse; on average "
-        f"{number(float(differences.values.mean()), signed=True)} {run.metric.upper()}."
+        f"{number(float(differences.values.mean()), signed=True)} {run.metric_title}."
     )
     svg = differences_svg(
         differences.values,
-        f"{run.metric.upper()} difference",
+        f"{run.metric_title} difference",
         f"Difference of {name} to {best} on every test query, sorted",
     )
     caption = (

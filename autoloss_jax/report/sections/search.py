@@ -36,7 +36,7 @@ def search_course(run: RunFiles) -> Section:
     )
     about = (
         "A candidate\u2019s reward is what a small model gains in "
-        f"{run.metric.upper()} when trained under it, by cross-validation inside the training "
+        f"{run.metric_title} when trained under it, by cross-validation inside the training "
         "queries; no validation or test query takes part."
     )
     return Section(
@@ -46,7 +46,7 @@ def search_course(run: RunFiles) -> Section:
 
 def reward_label(run: RunFiles) -> str:
     """What the axis of rewards says."""
-    return f"reward ({run.metric.upper()} gain)" if run.reference else "reward"
+    return f"reward ({run.metric_title} gain)" if run.reference else "reward"
 
 
 def funnel(run: RunFiles) -> Section:

@@ -40,7 +40,7 @@ def sizes(run: RunFiles) -> Section:
         panels.append(_test_front(run, tested))
         note = "Read off the test queries afterwards: a picture, not a choice. "
         note += wording.empty_convention(run.effectiveness or {})
-        metric = f"test {run.metric.upper()}"
+        metric = f"test {run.metric_title}"
         tables.append(_front_table("The front of the test", tested, metric, note))
     about = (
         "The line is the Pareto front: the best that a formula of at most that size reached. "
@@ -84,7 +84,7 @@ def _test_front(run: RunFiles, tested: Sequence[Sized]) -> Html:
         Mark(loss.size, loss.value, loss.style, name)
         for loss, name in zip(tested, names, strict=True)
     ]
-    label = f"test {run.metric.upper()}"
+    label = f"test {run.metric_title}"
     chart = front_chart(tested, marks, label, "Size of the tested losses against test queries")
     caption = f"On test queries: {len(tested)} losses, trained to convergence."
     row = run.best_row
@@ -135,7 +135,7 @@ def hall_of_fame(run: RunFiles) -> Section:
         body.append(Row((markup.code(row.get("formula")), size, reward, selected)))
     against = f" over that of {run.reference}" if run.reference else ""
     note = (
-        f"Reward: the gain in {run.metric.upper()}{against}, measured again on fresh seeds after "
+        f"Reward: the gain in {run.metric_title}{against}, measured again on fresh seeds after "
         "the search, with its standard error. \u201cWhen selected\u201d is the reward that chose "
         "them among many, which luck may have flattered. " + wording.empty_convention(run.finalists)
     )

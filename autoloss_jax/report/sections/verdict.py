@@ -56,7 +56,7 @@ def _advice(run: RunFiles, result: Outcome) -> str:
         if is_number(low) and is_number(high):
             advice += (
                 f" With these test queries a difference is known to about \u00b1\u00a0"
-                f"{number((high - low) / 2, 3)} {run.metric.upper()}; more queries would tell more."
+                f"{number((high - low) / 2, 3)} {run.metric_title}; more queries would tell more."
             )
     return advice
 
@@ -70,7 +70,7 @@ def _glance(run: RunFiles) -> list[tuple[str, str, str]]:
         mean = row.get("difference")
         mean = mean.get("mean") if isinstance(mean, dict) else mean
         to = f"best found loss to {best}"
-        facts.append((f"{run.metric.upper()} difference", number(mean, signed=True), to))
+        facts.append((f"{run.metric_title} difference", number(mean, signed=True), to))
         counts = best_tally(run)
         if counts:
             facts.append(
