@@ -11,13 +11,14 @@ import numpy as np
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import unfit
+from autoloss_jax.language.ablations import ablations
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import depends_on_data
 from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import MetricPerQuery
 from autoloss_jax.profile import Profile
-from autoloss_jax.screening import Directions, Probe, Screening, screen
+from autoloss_jax.screening import SAME_DIRECTION, Directions, Probe, Screening, screen
 
 
 class Judgement(NamedTuple):
@@ -86,6 +87,32 @@ class Candidates:
         for name, verdict in zip(names, self._screen([LOSSES[n] for n in names]), strict=True):
             known.add(name, verdict.direction)
         return [known.find(verdict.direction) for verdict in self._screen(losses)]
+
+    def without_idle_parts(self, losses: Sequence[Expression]) -> list[Expression]:
+        """Each loss less the parts whose removal leaves the direction of its gradient as it is.
+
+        One part after the other goes, first the one without which the formula is shortest.
+        """
+        directions = [verdict.direction for verdict in self._screen(losses)]
+        shortened = list(losses)
+        places: Sequence[int] = range(len(losses))
+        while places:
+            options = [
+                (place, ablation.expression)
+                for place in places
+                for ablation in ablations(shortened[place])
+                if not _refusal(ablation.expression)
+            ]
+            verdicts = self._screen([loss for _, loss in options])
+            shorter: dict[int, Expression] = {}
+            for (place, loss), verdict in zip(options, verdicts, strict=True):
+                same = verdict.direction @ directions[place] >= SAME_DIRECTION
+                if same and (place not in shorter or loss.size < shorter[place].size):
+                    shorter[place] = loss
+            for place, loss in shorter.items():
+                shortened[place] = loss
+            places = list(shorter)
+        return shortened
 
     def _screen(self, losses: Sequence[Expression]) -> list[Screening]:
         with self._profile.stage("rejection"):

@@ -23,37 +23,36 @@ class Finalist(NamedTuple):
     reward: float
     reward_se: float
     selection_reward: float  # what it was selected by, which luck has inflated
+    found_as: str  # its formula in the ledger, idle parts included
 
     def described(self) -> dict[str, Any]:
         """As finalists.json has it."""
-        formula = {"formula": str(self.expression), "size": self.expression.size}
-        return formula | {name: getattr(self, name) for name in _FIGURES}
-
-
-_FIGURES = ("reward", "reward_se", "selection_reward")
+        _, *rest = self._asdict().items()
+        return {"formula": str(self.expression), "size": self.expression.size} | dict(rest)
 
 
 def evaluated_again(
     losses: Sequence[Expression],
-    selection_rewards: Sequence[float],
+    records: Sequence[Mapping[str, Any]],
     outcomes: Sequence[Sequence[Outcome]],
 ) -> list[Finalist]:
     """The losses with their rewards on fresh seeds, the best by a lower confidence bound first.
 
     Args:
       losses: the hall of fame.
-      selection_rewards: what each was selected by.
+      records: what the ledger says of each.
       outcomes: of each fresh seed the outcomes of all losses.
 
     Returns:
       Those that did not fail on any seed.
     """
     fame = []
-    for c, (loss, selected) in enumerate(zip(losses, selection_rewards, strict=True)):
+    for c, (loss, record) in enumerate(zip(losses, records, strict=True)):
         differences = np.mean([seed[c].differences for seed in outcomes], axis=0)
         error = differences.std(ddof=1) / np.sqrt(len(differences))
         if np.isfinite(error):
-            fame.append(Finalist(loss, float(differences.mean()), float(error), selected))
+            reward, selected_as = float(differences.mean()), (record["reward"], record["formula"])
+            fame.append(Finalist(loss, reward, float(error), *selected_as))
     return sorted(fame, key=lambda f: -(f.reward - f.reward_se))
 
 
@@ -83,11 +82,15 @@ def read_finalists(path: Path) -> list[Finalist]:
     """
     content = read_result(path)
     try:
-        figures = [[float(row[name]) for name in _FIGURES] for row in content["finalists"]]
-        losses = stored_losses(path, content)
+        return [
+            Finalist(
+                loss, float(row["reward"]), float(row["reward_se"]), float(row["selection_reward"]),
+                str(row.get("found_as", row["formula"])),
+            )
+            for loss, row in zip(stored_losses(path, content), content["finalists"], strict=True)
+        ]  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise AutolossError(f"{path} is damaged: expected finalists, but {error!s}") from error
-    return [Finalist(loss, *row) for loss, row in zip(losses, figures, strict=True)]
 
 
 def stored_losses(path: Path, content: Mapping[str, Any]) -> list[Expression]:

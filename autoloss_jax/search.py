@@ -471,15 +471,15 @@ class _Search:
     # --- the end ---
 
     def finish(self) -> SearchResult:
-        """Evaluates the hall of fame on fresh seeds and names the finalists."""
+        """Evaluates the hall of fame, without idle parts, on fresh seeds; names the finalists."""
         fame, rediscovered = self._hall_of_fame()
-        losses = [parse(record["formula"]) for record in fame]
+        losses = self.candidates.without_idle_parts([parse(r["formula"]) for r in fame])
         outcomes = [
             self.proxy.run(losses, 1_000_003 + self.config.seed + k, halving=False).outcomes
             for k in range(self.config.fresh_seeds)
         ]
         self.profile.trained += len(losses) * self.config.fresh_seeds
-        again = evaluated_again(losses, [record["reward"] for record in fame], outcomes)
+        again = evaluated_again(losses, fame, outcomes)
         curse, finalists = winners_curse(again), again[: self.config.finalists]
         if self.folder is not None:
             described = self._describe(finalists)

@@ -131,8 +131,9 @@ def test_finalists_are_evaluated_again(finished):
     records = {r["formula"]: r for r in result.records if r["status"] == "trained"}
     for f in content["finalists"]:
         assert f["size"] == parse(f["formula"]).size
-        assert records[f["formula"]]["steps"] == 6  # it passed every rung
-        assert f["selection_reward"] == records[f["formula"]]["reward"] != f["reward"]
+        assert f["size"] <= parse(f["found_as"]).size
+        assert records[f["found_as"]]["steps"] == 6  # it passed every rung
+        assert f["selection_reward"] == records[f["found_as"]]["reward"] != f["reward"]
     assert content["metric"] == "ndcg@10"
     assert content["empty"] == "skip"
 
@@ -333,6 +334,28 @@ def test_equal_losses_share_one_reward(data):
     assert [known.reward(x) for x in (ranknet, triple, useless)] == [0.25, 0.25, -np.inf]
     again = known.judge([triple, useless])
     assert [tuple(j) for j in again.values()] == [("duplicate", "seen before")] * 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "shortened"),
+    [
+        ("sum_ij(softplus(s_j - s_i), where=y_i > y_j) + max_i(y_i)",
+         "sum_ij(softplus(s_j - s_i), where=y_i > y_j)"),
+        # Of several ways to the same gradient, and step by step.
+        ("sum_ij(s_i - s_j + abs(relu(gain_i)) * square(s_i - s_j), where=y_i != y_j)",
+         "sum_ij(gain_i * square(s_i - s_j), where=y_i != y_j)"),
+        ("sum_i(max(y_i, -1 - y_i) * log(1 + square(s_i))) + mean_i(abs(gain_i))",
+         "sum_i(y_i * log(1 + square(s_i)))"),
+        ("sum_ij(softplus(s_j - s_i) * abs(gain_i - gain_j), where=y_i > y_j)",
+         "sum_ij(softplus(s_j - s_i) * (gain_i - gain_j), where=y_i > y_j)"),
+        (str(LOSSES["listnet"]), str(LOSSES["listnet"])),
+    ],
+)  # fmt: skip
+def test_parts_that_leave_the_gradient_as_it_is_are_idle(data, loss, shortened):
+    known = Candidates(make_probe(data.folds[0].train, 0))
+    losses = [simplify(parse(loss)), LOSSES["mse"]]
+    assert known.without_idle_parts(losses) == [simplify(parse(shortened)), LOSSES["mse"]]
+    assert known.without_idle_parts([]) == []
 
 
 def test_a_rediscovered_loss_is_no_finalist(data, monkeypatch):
