@@ -85,7 +85,7 @@ class SearchConfig:
     """
 
     budget: int = 1000
-    proposer: str = "controller"
+    proposer: str = "hybrid"
     schedule: str = "from_scratch"
     model: str = "mlp"
     features: str = "standardize"

@@ -1,7 +1,7 @@
 """Searches with several proposers and seeds, each in a run folder of its own.
 
     python experiments/run_search.py --data MQ2008/Fold1 --out runs/proposers --budget 500 \\
-        --proposers random,evolution,controller --seeds 0,1,2
+        --proposers random,hybrid --seeds 0,1,2
 
 Interrupted, the same command goes on. Prints the confirmed reward of each search's best finalist.
 """
@@ -11,12 +11,13 @@ from pathlib import Path
 from absl import app, flags, logging
 
 import autoloss_jax as al
+from autoloss_jax.proposers import PROPOSERS
 
 _DATA = flags.DEFINE_string("data", None, "LETOR text; by default synthetic queries")
 _OUT = flags.DEFINE_string("out", None, "folder of the run folders", required=True)
 _BUDGET = flags.DEFINE_integer("budget", 500, "candidates of each search", lower_bound=1)
 _MODEL = flags.DEFINE_string("model", "mlp", "linear, mlp or attention")
-_PROPOSERS = flags.DEFINE_list("proposers", ["random", "evolution", "controller"], "by name")
+_PROPOSERS = flags.DEFINE_list("proposers", list(PROPOSERS), "by name")
 _SCHEDULE = flags.DEFINE_string("schedule", "from_scratch", "from_scratch or alternating")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of the searches")
 
