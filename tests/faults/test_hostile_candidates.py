@@ -266,9 +266,9 @@ def test_a_search_among_failures_records_and_survives_them(tmp_path, monkeypatch
     for record in failed:
         assert record["reward"] is record["reward_se"] is record["ndcg"] is None
     assert result.finalists
-    assert {str(f.expression) for f in result.finalists} <= {r["formula"] for r in trained}
+    assert {f.found_as for f in result.finalists} <= {r["formula"] for r in trained}
     for state in states:
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.controller.params))
     run = read_run(folder)
     assert ("failed", FAULTS[1]) in {(status, why) for status, why, _ in
                                      wording.reason_counts(run.ledger)}  # fmt: skip
