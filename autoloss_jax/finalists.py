@@ -27,8 +27,9 @@ class Finalist(NamedTuple):
 
     def described(self) -> dict[str, Any]:
         """As finalists.json has it."""
-        _, *rest = self._asdict().items()
-        return {"formula": str(self.expression), "size": self.expression.size} | dict(rest)
+        described = self._asdict()
+        expression = described.pop("expression")
+        return {"formula": str(expression), "size": expression.size} | described
 
 
 def evaluated_again(
@@ -51,8 +52,15 @@ def evaluated_again(
         differences = np.mean([seed[c].differences for seed in outcomes], axis=0)
         error = differences.std(ddof=1) / np.sqrt(len(differences))
         if np.isfinite(error):
-            reward, selected_as = float(differences.mean()), (record["reward"], record["formula"])
-            fame.append(Finalist(loss, reward, float(error), *selected_as))
+            fame.append(
+                Finalist(
+                    loss,
+                    reward=float(differences.mean()),
+                    reward_se=float(error),
+                    selection_reward=record["reward"],
+                    found_as=record["formula"],
+                )
+            )
     return sorted(fame, key=lambda f: -(f.reward - f.reward_se))
 
 

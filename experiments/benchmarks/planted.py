@@ -17,7 +17,6 @@ Interrupted, the same command goes on: every search and test has a run folder be
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +90,12 @@ def best_rewards(records: list[dict[str, Any]]) -> dict[str, float]:
     return {str(n): max(rewards[:n]) for n in TRAINED if n <= len(rewards)}
 
 
+def quantities(row: dict[str, Any]) -> dict[str, float]:
+    """What is compared of two searches."""
+    rewards = {f"best reward of {n}": reward for n, reward in row["best_reward"].items()}
+    return {"test": row["found"]["mean"]} | rewards
+
+
 def compare(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """These searches less the other ones of the same tasks and seeds, one row for each quantity.
 
@@ -99,16 +104,15 @@ def compare(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[di
     """
     other = {(row["task"], row["seed"]): row for row in others}
     pairs = [(row, other[key]) for row in rows if (key := (row["task"], row["seed"])) in other]
-    quantities: dict[str, Callable[[dict[str, Any]], float]] = {
-        "test": lambda row: row["found"]["mean"]
-    } | {
-        f"best reward of {n}": lambda row, n=str(n): row["best_reward"].get(n, np.nan)
-        for n in TRAINED
-    }
+    differences_of: dict[str, list[float]] = {}
+    for row, rival in pairs:
+        theirs = quantities(rival)
+        for name, value in quantities(row).items():
+            if name in theirs:
+                differences_of.setdefault(name, []).append(value - theirs[name])
     table = []
-    for name, value in quantities.items():
-        differences = np.array([value(row) - value(rival) for row, rival in pairs])
-        differences = differences[np.isfinite(differences)]
+    for name, values in differences_of.items():
+        differences = np.array(values)
         if len(differences) < 2:
             continue
         mean, error = differences.mean(), stats.sem(differences)

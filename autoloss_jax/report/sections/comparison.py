@@ -105,8 +105,8 @@ def _row(
 def _reading(best: str, metric: str) -> str:
     return (
         f"Each point is a loss\u2019s {metric_title(metric)} less that of {best}, query by query, "
-        "and its line the 95 % interval; right is better. Where it crosses the dashed 0, chance "
-        "explains the difference."
+        "and its line the 95 % interval; right is better. Where the line crosses the dashed 0, "
+        "chance explains the difference."
     )
 
 
