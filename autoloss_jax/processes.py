@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -82,7 +83,8 @@ def start(
     `coordinator_address` being host:port of the first process.
 
     Raises:
-      AutolossError: some of the three are missing or out of range; the others were not reached.
+      AutolossError: some of the three are missing or out of range, the coordinator's port is taken,
+        or the others were not reached.
     """
     given = {
         "coordinator_address": coordinator_address,
@@ -107,6 +109,8 @@ def start(
     where = coordinator_address or f"the one that {found} names"
     failure = f"could not join the other processes at {where}"
     expected = f"expected all of them to start within {START_TIMEOUT} seconds"
+    if coordinator_address and process_id == 0:
+        _check_port(int(coordinator_address.rpartition(":")[2]), failure)
     try:
         with _given_up_after(START_TIMEOUT, f"{failure}; {expected}"):
             jax.distributed.initialize(
@@ -150,6 +154,21 @@ def _check(coordinator_address: str, num_processes: int, process_id: int) -> Non
             f"--process_id is {process_id}, expected from 0 to {num_processes - 1}, one less than "
             "--num_processes"
         )
+
+
+def _check_port(port: int, failure: str) -> None:
+    """Refuses a port that this process cannot listen at, over which JAX may crash."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise AutolossError(
+                f"{failure}: {error.strerror}; expected a free port of this machine"
+            ) from error
 
 
 def joined() -> bool:
