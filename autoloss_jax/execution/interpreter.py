@@ -25,6 +25,7 @@ from autoloss_jax.execution.pairs import PairPass, back_through_pairs, pair_stag
 from autoloss_jax.execution.programs import (
     DOCUMENT_LEAVES,
     DOCUMENT_REDUCTIONS,
+    OPCODES,
     PAIR_WORK_REGISTERS,
     WORK_REGISTERS,
     Programs,
@@ -44,7 +45,7 @@ from autoloss_jax.language.operators import LARGE
 
 BLOCK_PAIRS = 12_800
 """How many pairs a block has, about: its registers stay in the cache."""
-TILE_PAIRS = 131_072
+TILE_PAIRS = 262_144
 """How many pairs a tile of queries may have, unless one query has more."""
 TILE_DOCUMENTS = 8_192
 """How many documents a tile of queries may have, unless one query has more."""
@@ -53,6 +54,7 @@ MOST_FILLED = 1.25
 
 _FIRST_PAIR_RESULT = DOCUMENT_LEAVES.index("pair stage 0")
 _FIRST_DOCUMENT_RESULT = DOCUMENT_LEAVES.index("document stage 0")
+_FIRST_MEAN_OF_PAIRS = len(DOCUMENT_REDUCTIONS) - MAX_PAIR_STAGES
 _TANGENTS = max(1 + MAX_PAIR_STAGES, MAX_DOCUMENT_STAGES)
 
 
@@ -93,7 +95,7 @@ def _workspace(documents: int, blocks: Blocks) -> _Workspace:
 def _load_labels(workspace: _Workspace, tile: Tile) -> _Workspace:
     """Writes the document leaves that all candidates share."""
     leaves = {"y_i": tile.documents, "gain_i": queries.gains(tile.documents), "n": tile.size,
-              "max_dcg": tile.max_dcg()}  # fmt: skip
+              "max_dcg": tile.max_dcg}  # fmt: skip
     value = workspace.document.value
     for name, leaf in leaves.items():
         value = value.at[DOCUMENT_LEAVES.index(name)].set(leaf)
@@ -118,11 +120,14 @@ def _load_scores(tile: Tile, document: Registers, scores: Array, ranked: Array) 
     return document._replace(value=value)
 
 
-def _compares_labels(programs: Programs) -> Array:
-    """bool[]: whether a program needs the order of the labels, for pairs or for the ideal DCG."""
-    max_dcg = DOCUMENT_LEAVES.index("max_dcg")
-    read = (programs.document.code[..., 1:3] == max_dcg, programs.document.result == max_dcg)
-    return jnp.any(programs.pair.reduction > 0) | jnp.any(read[0]) | jnp.any(read[1])
+def _reads(programs: Programs, name: str) -> Array:
+    """bool[]: whether a program reads a leaf of documents, or of pairs of the same name."""
+    register, load = DOCUMENT_LEAVES.index(name), OPCODES.index(name)
+    return (
+        jnp.any(programs.document.code[..., 1:3] == register)
+        | jnp.any(programs.document.result == register)
+        | jnp.any(programs.pair.code[..., 0] == load)
+    )
 
 
 def stage_of(segments: Segments, k: Array) -> Segments:
@@ -261,7 +266,8 @@ def ragged_losses_and_gradients(
 
     def over_tile(workspace: _Workspace, inputs: tuple) -> tuple[_Workspace, tuple[Array, Array]]:
         labels, masks, scores = inputs
-        tile = tile_of(labels, masks, blocks, _compares_labels(programs))
+        counts = jnp.any(programs.document.reduction >= _FIRST_MEAN_OF_PAIRS)
+        tile = tile_of(labels, masks, blocks, max_dcg=_reads(programs, "max_dcg"), counts=counts)
 
         def candidate(
             workspace: _Workspace, inputs: tuple[Programs, Array]

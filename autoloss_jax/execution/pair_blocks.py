@@ -1,54 +1,46 @@
 """How the pairs of a tile are cut into blocks, and how the documents of pairs compare.
 
-All pairs of a tile are never laid out at once. They are taken in *blocks*: as many whole queries as
-fill one, or of a long list some rows i with every j. So each reduction over j is complete within
-its block, and memory is bounded whatever the length of a list. The pairs of a block lie flat.
+A *row* is a document i with every j of its query. All pairs of a tile are never laid out at once:
+they are taken in *blocks* of some rows of every list, so that each reduction over j is complete
+within its block, and memory is bounded whatever the length of a list. Only those rows are taken
+that can have a pair which counts: few, where i must be more relevant than j. The pairs of a block
+lie flat.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from autoloss_jax.execution.segments import Rows, joined
+from autoloss_jax.language.operators import LARGE
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a block holds of one list [queries, length]: some queries, some rows of each."""
+    """What a block holds of one list [queries, length]: some rows."""
 
     queries: int
     length: int
-    taken: int  # queries a block
-    rows: int  # of each; all of them unless a block takes one query only
+    rows: int
 
     @property
-    def parts(self) -> int:
-        """Blocks a query is spread over."""
-        return -(-self.length // self.rows)
+    def documents(self) -> int:
+        return self.queries * self.length
+
+    @property
+    def pairs(self) -> int:
+        """Of one block."""
+        return self.rows * self.length
 
     @property
     def blocks(self) -> int:
-        return -(-self.queries // self.taken) * self.parts
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.taken, self.rows, self.length
-
-
-class Place(NamedTuple):
-    """Where a block stands in a list.
-
-    The last block begins early where it would reach beyond the end, and repeats some rows.
-    """
-
-    query: Array | int  # the first
-    row: Array | int  # the first
-    new: Array | None  # bool[taken, rows]: rows that no block before has; None: all
+        """How many blocks all rows fill."""
+        return -(-self.documents // self.rows)
 
 
 @dataclass(frozen=True)
@@ -64,175 +56,174 @@ class Blocks:
 
         Of every pair of a tile something is kept, if it has at most `kept`.
         """
-        least = max(1, -(-sum(q * length**2 for q, length in shapes) // most))
-        # A list of few blocks idles in the others, so the count decides how much is computed twice.
-        cuts = [_cut(shapes, count) for count in range(-(-least // 2), 2 * least + 1)]
-        fitting = [blocks for blocks in cuts if blocks.pairs <= 1.5 * most]
-        shares = min(fitting or cuts[-1:], key=_cost).shares
-        total = sum(share.blocks * math.prod(share.shape) for share in shares)
-        return Blocks(shares, total <= kept)
+        count = max(1, -(-sum(queries * length**2 for queries, length in shapes) // most))
+        shares = tuple(
+            Share(queries, length, -(-queries * length // count)) for queries, length in shapes
+        )
+        blocks = Blocks(shares, keep_pairs=False)
+        return Blocks(shares, blocks.count * blocks.pairs <= kept)
 
     @property
     def count(self) -> int:
+        """How many blocks all rows fill."""
         return max(share.blocks for share in self.shares)
 
     @property
     def pairs(self) -> int:
         """Pairs of one block."""
-        return sum(share.taken * share.rows * share.length for share in self.shares)
-
-    def places(self, block: Array | int) -> list[Place]:
-        if self.count == 1:
-            return [Place(0, 0, None) for _ in self.shares]
-        return [_place(share, block) for share in self.shares]
+        return sum(share.pairs for share in self.shares)
 
     @property
     def rows(self) -> Rows:
         """The pairs of a block, row by row."""
-        return Rows(tuple(share.shape for share in self.shares))
+        return Rows(tuple((share.rows, share.length) for share in self.shares))
 
 
-def _cut(shapes: Sequence[tuple[int, int]], count: int) -> Blocks:
-    """Lists in about `count` blocks."""
-    shares = []
-    for queries, length in shapes:
-        if queries >= count:
-            shares.append(Share(queries, length, -(-queries // count), length))
-        else:
-            shares.append(Share(queries, length, 1, -(-length // (count // queries))))
-    return Blocks(tuple(shares), keep_pairs=False)
+# Which documents i can have a pair that counts.
+ALL, BETTER, WORSE = range(3)
 
 
-def _cost(blocks: Blocks) -> int:
-    """Pairs that are computed, and as many more as starting a block takes the time of."""
-    return blocks.count * (blocks.pairs + 1000)
+class RowSets(NamedTuple):
+    """The rows that blocks take: all real documents, those better than some, those worse."""
 
-
-def _place(share: Share, block: Array | int) -> Place:
-    first_query, first_row = block // share.parts * share.taken, block % share.parts * share.rows
-    query = jnp.minimum(first_query, share.queries - share.taken)
-    row = jnp.minimum(first_row, share.length - share.rows)
-    queries, rows = query + jnp.arange(share.taken), row + jnp.arange(share.rows)
-    return Place(query, row, (queries >= first_query)[:, None] & (rows >= first_row))
-
-
-def rows_of(x: Array, share: Share, place: Place) -> Array:
-    """[taken, rows] of [queries, list]."""
-    if share.taken == share.queries and share.rows == share.length:
-        return x
-    return lax.dynamic_slice(x, (place.query, place.row), (share.taken, share.rows))
-
-
-def columns_of(x: Array, share: Share, place: Place) -> Array:
-    """[taken, list] of [queries, list]."""
-    if share.taken == share.queries:
-        return x
-    return lax.dynamic_slice_in_dim(x, place.query, share.taken)
-
-
-def set_rows(
-    blocks: Blocks, block: Array | int, lists: Sequence[Array], rows: Array
-) -> list[Array]:
-    """Writes a block's rows f32[rows] into lists [queries, list]."""
-    changed, start = [], 0
-    for x, share, place in zip(lists, blocks.shares, blocks.places(block), strict=True):
-        size = share.taken * share.rows
-        new = rows[start : start + size].reshape(share.taken, share.rows)
-        changed.append(lax.dynamic_update_slice(x, new, (place.query, place.row)))
-        start += size
-    return changed
-
-
-def add_at(x: Array, more: Array, query: Array | int, row: Array | int) -> Array:
-    """Adds to [queries, list] from a query and a row on."""
-    old = lax.dynamic_slice(x, (query, row), more.shape)
-    return lax.dynamic_update_slice(x, old + more, (query, row))
-
-
-def over_blocks(blocks: Blocks, step: Callable[[Any, Any], Any], start: Any) -> Any:
-    """The carry after `step(block, carry)` of every block of a tile."""
-    return step(0, start) if blocks.count == 1 else lax.fori_loop(0, blocks.count, step, start)
-
-
-def outer_sums(
-    of_i: Sequence[Array], of_j: Sequence[Array], blocks: Blocks, block: Array | int
-) -> Array:
-    """f32[pairs]: a number of i plus one of j, of lists [queries, list]."""
-    parts = []
-    placed = zip(of_i, of_j, blocks.shares, blocks.places(block), strict=True)
-    for x, y, share, place in placed:
-        i, j = rows_of(x, share, place), columns_of(y, share, place)
-        # As i * 1 + 1 * j, exactly: a product of matrices is far faster than a broadcast sum, which
-        # is computed index by index.
-        left = jnp.stack([i, jnp.ones_like(i)], -1)
-        right = jnp.stack([jnp.ones_like(j), j], -2)
-        parts.append(jnp.matmul(left, right, precision=lax.Precision.HIGHEST).reshape(-1))
-    return joined(parts)
-
-
-def _positions(blocks: Blocks, block: Array | int) -> Array:
-    """i32[pairs]: the position of i minus that of j."""
-    parts = []
-    for share, place in zip(blocks.shares, blocks.places(block), strict=True):
-        apart = np.arange(share.rows)[:, None] - np.arange(share.length)
-        flat = np.broadcast_to(apart, share.shape).reshape(-1).astype(np.int32)
-        parts.append(jnp.asarray(flat) + place.row)
-    return joined(parts)
-
-
-# How the documents of a pair stand to each other, one bit each.
-AHEAD, BEHIND, SELF, TIED_BEFORE, TIED_AFTER = (1 << bit for bit in range(5))
-TIED = SELF | TIED_BEFORE | TIED_AFTER
-
-
-def relations(values: Sequence[Array], blocks: Blocks, block: Array | int) -> Array:
-    """u8[pairs]: the bit of how i stands to j by values [queries, list]; 0 where one is NaN."""
-    difference = outer_sums(values, [-x for x in values], blocks, block)
-    position = _positions(blocks, block)
-    tied = jnp.where(position == 0, SELF, jnp.where(position < 0, TIED_BEFORE, TIED_AFTER))
-    related = jnp.where(
-        difference > 0,
-        AHEAD,
-        jnp.where(difference < 0, BEHIND, jnp.where(difference == 0, tied, 0)),
-    )
-    return related.astype(jnp.uint8)
-
-
-def fulfilled(related: Array, bits: Array | int) -> Array:
-    """f32[pairs]: 1 for the pairs whose relation is among the bits."""
-    return ((related & jnp.uint8(bits)) > 0).astype(jnp.float32)
-
-
-class Order(NamedTuple):
-    """How the documents of each query compare by some values, NaN for padding."""
-
-    ahead: Array  # f32[documents]: how many come before it in descending order; ties by position
-    tied: Array  # f32[documents]: how many have its value, itself among them
-    related: Array  # u8[blocks, pairs], or u8[0, pairs] of a tile too large to keep that
+    # per list i32[sets, blocks * rows]: documents, counted through the list; behind them its size
+    documents: tuple[Array, ...]
+    blocks: Array  # i32[sets]: how many they fill
 
     @staticmethod
-    def none(documents: int, blocks: Blocks) -> "Order":
-        nothing = jnp.zeros(documents)
-        kept = blocks.count if blocks.keep_pairs else 0
-        return Order(nothing, nothing, jnp.zeros((kept, blocks.pairs), jnp.uint8))
+    def of(labels: Sequence[Array], blocks: Blocks) -> "RowSets":
+        """Of lists f32[queries, list], NaN for padding."""
+        documents, counts = [], []
+        for x, share in zip(labels, blocks.shares, strict=True):
+            real = ~jnp.isnan(x)
+            least = jnp.min(jnp.where(real, x, jnp.inf), -1, keepdims=True)
+            greatest = jnp.max(jnp.where(real, x, -jnp.inf), -1, keepdims=True)
+            chosen = jnp.stack([real, x > least, x < greatest]).reshape(3, -1)
+            capacity = blocks.count * share.rows
+            place = jnp.where(chosen, jnp.cumsum(chosen, -1) - 1, capacity)
+            none = jnp.full((3, capacity), share.documents)
+            every = jnp.broadcast_to(jnp.arange(share.documents), chosen.shape)
+            documents.append(none.at[np.arange(3)[:, None], place].set(every, mode="drop"))
+            counts.append(-(-jnp.sum(chosen, -1) // share.rows))
+        return RowSets(tuple(documents), jnp.max(jnp.stack(counts), 0))
 
-
-def order(values: Sequence[Array], blocks: Blocks) -> Order:
-    """Compares the documents of lists [queries, list]."""
-    nothing = [jnp.zeros(x.shape) for x in values]
-
-    def step(b: Array | int, carry: tuple) -> tuple:
-        ahead, tied, kept = carry
-        related = relations(values, blocks, b)
-        counts = [
-            set_rows(blocks, b, x, blocks.rows.total(fulfilled(related, bits)))
-            for x, bits in ((ahead, BEHIND | TIED_AFTER), (tied, TIED))
+    def block(self, blocks: Blocks, which: Array | int, number: Array | int) -> "Block":
+        """One block of a set."""
+        rows = [
+            lax.dynamic_slice(every, (which, number * share.rows), (1, share.rows))[0]
+            for every, share in zip(self.documents, blocks.shares, strict=True)
         ]
-        if blocks.keep_pairs:
-            kept = lax.dynamic_update_slice(kept, related[None], (b, 0))
-        return *counts, kept
+        return Block(blocks, rows)
 
-    kept = jnp.zeros((blocks.count if blocks.keep_pairs else 0, blocks.pairs), jnp.uint8)
-    ahead, tied, kept = over_blocks(blocks, step, (nothing, nothing, kept))
-    flat = [joined([x.reshape(-1) for x in lists]) for lists in (ahead, tied)]
-    return Order(flat[0], flat[1], kept)
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one block."""
+
+    blocks: Blocks
+    documents: list[Array]  # per list i32[rows], counted through the list; its size for no row
+
+    @property
+    def queries(self) -> list[Array]:
+        """Per list i32[rows]: the query of each row; for no row how many queries there are."""
+        shared = zip(self.documents, self.blocks.shares, strict=True)
+        return [rows // share.length for rows, share in shared]
+
+    def rows_of(self, lists: Sequence[Array], absent: float = 0.0) -> list[Array]:
+        """Per list f32[rows], of lists [queries, list]; `absent` for no row."""
+        return [
+            x.reshape(-1).at[rows].get(mode="fill", fill_value=absent)
+            for x, rows in zip(lists, self.documents, strict=True)
+        ]
+
+    def set_rows(self, lists: Sequence[Array], rows: Array) -> list[Array]:
+        """Writes the block's rows, f32[rows] of all lists, into lists [queries, list]."""
+        placed = zip(lists, self.documents, self.blocks.rows.split_rows(rows), strict=True)
+        return [
+            x.reshape(-1).at[documents].set(part, mode="drop").reshape(x.shape)
+            for x, documents, part in placed
+        ]
+
+    def outer_sums(
+        self, of_i: Sequence[Array], of_j: Sequence[Array], absent: float = 0.0
+    ) -> Array:
+        """f32[pairs]: a number of i plus one of j, of lists [queries, list].
+
+        absent: the number of i for no row.
+        """
+        rows = zip(self.rows_of(of_i, absent), self.queries, of_j, strict=True)
+        if not row_by_row():
+            return joined(
+                [(i[:, None] + j.at[query].get(mode="clip")).reshape(-1) for i, query, j in rows]
+            )
+        sums, first = jnp.zeros(self.blocks.pairs), 0
+        for share, (i, query, j) in zip(self.blocks.shares, rows, strict=True):
+            sums = _write_sums(sums, first, i, query, j)
+            first += share.pairs
+        return sums
+
+    def add_pairs(self, lists: Sequence[Array], pairs: Array) -> list[Array]:
+        """Adds finite f32[pairs] to their i, and takes them from their j, in [queries, list]."""
+        rows = self.blocks.rows
+        to_i = rows.split_rows(rows.total(pairs))
+        placed = zip(lists, self.documents, to_i, self.queries, rows.split(pairs), strict=True)
+        return [
+            x.reshape(-1).at[documents].add(of_rows, mode="drop").reshape(x.shape)
+            - _sums_by_query(of_pairs, query, x.shape[0])
+            for x, documents, of_rows, query, of_pairs in placed
+        ]
+
+
+def _write_sums(sums: Array, first: int, i: Array, query: Array, j: Array) -> Array:
+    """Writes f32[rows] plus what f32[queries, list] has for the query of each, from `first` on."""
+
+    def row(k: Array, sums: Array) -> Array:
+        new = i[k] + lax.dynamic_index_in_dim(j, query[k], 0, False)
+        return lax.dynamic_update_slice_in_dim(sums, new, first + k * len(new), 0)
+
+    return lax.fori_loop(0, len(i), row, sums)
+
+
+def _sums_by_query(rows: Array, query: Array, queries: int) -> Array:
+    """f32[queries, list]: the sum of each query's rows f32[rows, list], in the same order ever."""
+    if not row_by_row():
+        is_of = (query[:, None] == np.arange(queries)).astype(rows.dtype)
+        return jnp.matmul(is_of.T, rows, precision=lax.Precision.HIGHEST)
+
+    def row(k: Array, sums: Array) -> Array:
+        new = lax.dynamic_index_in_dim(sums, query[k], 0, False) + rows[k]
+        return lax.dynamic_update_index_in_dim(sums, new, query[k], 0)
+
+    return lax.fori_loop(0, len(rows), row, jnp.zeros((queries, rows.shape[1])))
+
+
+def row_by_row() -> bool:
+    """Whether loops go over the rows of a block, which is the fastest on a CPU and slow elsewhere.
+
+    A CPU computes a broadcast sum index by index, and the loop as vectors.
+    """
+    return jax.default_backend() == "cpu"
+
+
+# How i stands to j by their labels: what conditions tell apart.
+AHEAD, BEHIND, SELF, TIED_BEFORE, TIED_AFTER = range(5)
+
+
+def selected_pairs(labels: Sequence[Array], block: Block, counts: Array) -> Array:
+    """f32[pairs]: 1 for those that count, of lists f32[queries, list], NaN for padding.
+
+    counts: f32[5], 1 for the relations of i to j that count.
+    """
+    negative = [jnp.where(jnp.isnan(x), -LARGE, -x) for x in labels]
+    difference = block.outer_sums(labels, negative, absent=-LARGE)
+    ties = counts[SELF], counts[TIED_BEFORE], counts[TIED_AFTER]
+
+    def by_position() -> Array:
+        places = [jnp.broadcast_to(jnp.arange(x.shape[1], dtype=x.dtype), x.shape) for x in labels]
+        position = block.outer_sums(places, [-x for x in places])
+        return jnp.where(position == 0, ties[0], jnp.where(position < 0, ties[1], ties[2]))
+
+    alike = (ties[0] == ties[1]) & (ties[0] == ties[2])
+    tied = lax.cond(alike, lambda: jnp.full(difference.shape, ties[0]), by_position)
+    behind = jnp.where(difference > -0.5 * LARGE, counts[BEHIND], 0.0)
+    return jnp.where(difference > 0, counts[AHEAD], jnp.where(difference == 0, tied, behind))

@@ -8,14 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from autoloss_jax.execution.pair_blocks import (
-    Blocks,
-    add_at,
-    outer_sums,
-    over_blocks,
-    rows_of,
-    set_rows,
-)
+from autoloss_jax.execution.pair_blocks import Block, Blocks
 from autoloss_jax.execution.programs import (
     DOCUMENT_LEAVES,
     OPCODES,
@@ -30,6 +23,7 @@ from autoloss_jax.execution.segments import (
     Instruction,
     Reduction,
     Registers,
+    finite,
     joined,
     run_segment,
 )
@@ -56,7 +50,7 @@ _FIRST_LOAD = OPCODES.index(PAIR_LEAVES[0])
 _IS_SCORE = np.array(["s_i" in name for name in PAIR_LEAVES], np.float32)
 
 
-def _load(tile: Tile, document: Array, blocks: Blocks, block: Array | int) -> Branch:
+def _load(tile: Tile, document: Array, block: Block) -> Branch:
     """The instructions that lay out leaves f32[leaves, documents] over the pairs of a block."""
 
     def branch(registers: Registers, instruction: Instruction) -> Dual:
@@ -64,7 +58,7 @@ def _load(tile: Tile, document: Array, blocks: Blocks, block: Array | int) -> Br
         source = lax.dynamic_index_in_dim(document, jnp.asarray(_SOURCES)[leaf], 0, False)
         of_i, of_j = jnp.asarray(_FACTORS)[leaf]
         lists = tile.queries.split(source)
-        value = outer_sums([of_i * x for x in lists], [of_j * x for x in lists], blocks, block)
+        value = block.outer_sums([of_i * x for x in lists], [of_j * x for x in lists])
         slope = of_i * jnp.asarray(_IS_SCORE)[leaf]
         return Dual(value, jnp.full(registers.tangent.shape[1:], slope))
 
@@ -79,12 +73,12 @@ class BlockResult(NamedTuple):
 
 
 def run_block(
-    segment: Segments, tile: Tile, document: Array, blocks: Blocks, block: Array | int,
+    segment: Segments, tile: Tile, document: Array, blocks: Blocks, number: Array,
     pair: Registers,
-) -> tuple[Registers, BlockResult]:  # fmt: skip
+) -> tuple[Registers, Block, BlockResult]:  # fmt: skip
     """Runs a pair stage on one block, on leaves f32[leaves, documents]."""
-    pair = run_segment(segment, pair, _load(tile, document, blocks, block))
-    selected = tile.selected_pairs(segment.where, blocks, block)
+    block, selected = tile.block(segment.where, blocks, number)
+    pair = run_segment(segment, pair, _load(tile, document, block))
 
     def reduced(reduce: Reduction) -> Callable[[Registers], BlockResult]:
         def apply(pair: Registers) -> BlockResult:
@@ -95,7 +89,7 @@ def run_block(
         return apply
 
     branches = [reduced(REDUCTIONS[name]) for name in PAIR_REDUCTIONS[1:]]
-    return pair, lax.switch(segment.reduction - 1, branches, pair)
+    return pair, block, lax.switch(segment.reduction - 1, branches, pair)
 
 
 class PairPass(NamedTuple):
@@ -115,26 +109,11 @@ class PairPass(NamedTuple):
 
 
 def _pass_on(
-    blocks: Blocks, block: Array | int, sums: Sequence[Array], pulls: Array,
-    cotangents: Sequence[Array],
-) -> list[Array]:  # fmt: skip
+    blocks: Blocks, block: Block, sums: Sequence[Array], pulls: Array, cotangents: Sequence[Array]
+) -> list[Array]:
     """Adds to [queries, list] what rows i with cotangents [queries, list] pass on to the scores."""
-    places = blocks.places(block)
-    of_rows = []
-    for cotangent, share, place in zip(cotangents, blocks.shares, places, strict=True):
-        rows = rows_of(cotangent, share, place)
-        of_rows.append(rows if place.new is None else jnp.where(place.new, rows, 0.0))
-    flat = joined([x.reshape(-1) for x in of_rows])
-    pulled = lax.optimization_barrier(blocks.rows.spread(flat) * pulls)
-    added = []
-    parts = blocks.rows.split(pulled)
-    for x, pairs, share, place in zip(sums, parts, blocks.shares, places, strict=True):
-        to_i, to_j = jnp.sum(pairs, 2), jnp.sum(pairs, 1)
-        if share.rows == share.length:
-            added.append(add_at(x, to_i - to_j, place.query, 0))
-        else:
-            added.append(add_at(add_at(x, to_i, place.query, place.row), -to_j, place.query, 0))
-    return added
+    of_rows = blocks.rows.spread(joined(block.rows_of(cotangents)))
+    return block.add_pairs(sums, lax.optimization_barrier(finite(of_rows * pulls)))
 
 
 def pair_stages(
@@ -149,19 +128,19 @@ def pair_stages(
         pair, passed, document = carry
         segment = jax.tree.map(lambda x: x[k], segments)
 
-        def step(b: Array | int, carry: tuple) -> tuple:
+        def step(number: Array, carry: tuple) -> tuple:
             pair, pulls, values, sums = carry
-            pair, result = run_block(segment, tile, document, blocks, b, pair)
-            values = set_rows(blocks, b, values, result.values)
+            pair, block, result = run_block(segment, tile, document, blocks, number, pair)
+            values = block.set_rows(values, result.values)
             if blocks.keep_pairs:
-                pulls = lax.dynamic_update_slice(pulls, result.pulls[None, None], (k, b, 0))
+                pulls = lax.dynamic_update_slice(pulls, result.pulls[None, None], (k, number, 0))
             else:
-                sums = _pass_on(blocks, b, sums, result.pulls, ones)
+                sums = _pass_on(blocks, block, sums, result.pulls, ones)
             return pair, pulls, values, sums
 
-        pair, pulls, values, sums = over_blocks(
-            blocks, step, (pair, passed.pulls, nothing, [] if blocks.keep_pairs else nothing)
-        )
+        start = (pair, passed.pulls, nothing, [] if blocks.keep_pairs else nothing)
+        count = tile.blocks(segment.where)
+        pair, pulls, values, sums = lax.fori_loop(0, count, step, start)
         if not blocks.keep_pairs:
             passed = passed._replace(passed_on=passed.passed_on.at[k].set(join(sums)))
         document = document.at[first_result + k].set(join(values))
@@ -187,16 +166,18 @@ def back_through_pairs(
         cotangent = tile.queries.split(cotangents[k])
 
         def through(pair: Registers) -> tuple[Registers, Array]:
-            def step(b: Array | int, carry: tuple) -> tuple:
+            def step(number: Array, carry: tuple) -> tuple:
                 pair, sums = carry
                 if blocks.keep_pairs:
-                    pulls = lax.dynamic_slice(passed.pulls, (k, b, 0), (1, 1, blocks.pairs))
+                    block, _ = tile.block(segment.where, blocks, number)
+                    pulls = lax.dynamic_slice(passed.pulls, (k, number, 0), (1, 1, blocks.pairs))
                 else:
-                    pair, result = run_block(segment, tile, document, blocks, b, pair)
+                    pair, block, result = run_block(segment, tile, document, blocks, number, pair)
                     pulls = result.pulls
-                return pair, _pass_on(blocks, b, sums, pulls.reshape(-1), cotangent)
+                return pair, _pass_on(blocks, block, sums, pulls.reshape(-1), cotangent)
 
-            pair, sums = over_blocks(blocks, step, (pair, nothing))
+            count = tile.blocks(segment.where)
+            pair, sums = lax.fori_loop(0, count, step, (pair, nothing))
             return pair, join(sums)
 
         if blocks.keep_pairs:

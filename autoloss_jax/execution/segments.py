@@ -142,6 +142,10 @@ class Rows:
             start += size
         return parts
 
+    def split_rows(self, rows: Array) -> list[Array]:
+        """The parts, flat, of something that has one number a row."""
+        return Rows(tuple((math.prod(shape[:-1]),) for shape in self.shapes)).split(rows)
+
     def total(self, flat: Array) -> Array:
         """f32[rows]: the sum of each."""
         # Laid out before it is summed: a sum that is fused with what it sums is not vectorised.
@@ -156,14 +160,10 @@ class Rows:
 
     def spread(self, results: Array) -> Array:
         """Flat: each row's number at all its places."""
-        parts, start = [], 0
-        for shape in self.shapes:
-            rows = math.prod(shape[:-1])
-            part = results[start : start + rows].reshape(*shape[:-1], 1)
-            part = jnp.broadcast_to(part, shape)
-            parts.append(part.reshape(-1))
-            start += rows
-        return joined(parts)
+        parts = zip(self.split_rows(results), self.shapes, strict=True)
+        return joined(
+            [jnp.broadcast_to(x.reshape(*shape[:-1], 1), shape).reshape(-1) for x, shape in parts]
+        )
 
 
 def joined(parts: Sequence[Array]) -> Array:

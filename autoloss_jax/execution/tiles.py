@@ -14,19 +14,19 @@ from jax import Array, lax
 from autoloss_jax.execution import queries
 from autoloss_jax.execution.pair_blocks import (
     AHEAD,
+    ALL,
     BEHIND,
+    BETTER,
     SELF,
     TIED_AFTER,
     TIED_BEFORE,
+    WORSE,
+    Block,
     Blocks,
-    Order,
-    fulfilled,
-    order,
-    outer_sums,
-    over_blocks,
-    relations,
-    set_rows,
+    RowSets,
+    selected_pairs,
 )
+from autoloss_jax.execution.programs import PAIR_CONDITIONS
 from autoloss_jax.execution.segments import Rows, joined
 
 
@@ -37,7 +37,9 @@ class Tile(NamedTuple):
     documents: Array  # f32[documents]: the labels, flat, 0 for padding
     mask: Array  # bool[documents]
     size: Array  # f32[documents]: real documents in the query
-    order: Order  # by the labels
+    max_dcg: Array  # f32[documents]; 0 if no program asks for it
+    apart: Array  # f32[documents]: pairs of the query with y_i > y_j; 0 if no program asks for it
+    rows: RowSets
     # f32[documents]: 1 for those one of which a pair must have; None: all pairs count
     top: Array | None = None
 
@@ -54,45 +56,41 @@ class Tile(NamedTuple):
     def pairs(self, condition: Array, blocks: Blocks) -> Array:
         """f32[documents]: how many pairs of the query count, given a condition by its code."""
         if self.top is not None:
-            return self._counted_pairs(condition, blocks)
-        tied = self.of_query(self.order.tied)
-        apart, tied_apart = (self.size**2 - tied) / 2.0, (tied - self.size) / 2.0
-        kinds = ((AHEAD, apart), (BEHIND, apart), (SELF, self.size), (TIED_BEFORE, tied_apart),
-                 (TIED_AFTER, tied_apart))  # fmt: skip
-        bits = jnp.asarray(_FULFIL)[condition]
-        return sum((jnp.where(bits & bit > 0, count, 0.0) for bit, count in kinds), jnp.float32(0))
+            return self.counted_pairs(condition, blocks)
+        tied_apart = (self.size**2 - self.size) / 2.0 - self.apart
+        kinds = ((AHEAD, self.apart), (BEHIND, self.apart), (SELF, self.size),
+                 (TIED_BEFORE, tied_apart), (TIED_AFTER, tied_apart))  # fmt: skip
+        counts = jnp.asarray(_COUNTS)[condition]
+        return sum((counts[kind] * count for kind, count in kinds), jnp.float32(0))
 
-    def _counted_pairs(self, condition: Array, blocks: Blocks) -> Array:
+    def counted_pairs(self, condition: Array | int, blocks: Blocks) -> Array:
         """As `pairs`, one by one."""
 
-        def step(b: Array | int, counts: list[Array]) -> list[Array]:
-            selected = self.selected_pairs(condition, blocks, b)
-            return set_rows(blocks, b, counts, blocks.rows.total(selected))
+        def step(number: Array, counts: list[Array]) -> list[Array]:
+            block, selected = self.block(condition, blocks, number)
+            return block.set_rows(counts, blocks.rows.total(selected))
 
-        return self.of_query(
-            join(over_blocks(blocks, step, [jnp.zeros(x.shape) for x in self.labels]))
-        )
+        nothing = [jnp.zeros(x.shape) for x in self.labels]
+        return self.of_query(join(lax.fori_loop(0, self.blocks(condition), step, nothing)))
 
-    def selected_pairs(self, condition: Array, blocks: Blocks, block: Array | int) -> Array:
-        """f32[pairs]: 1 for the pairs of a block that count, given a condition by its code."""
-        if blocks.keep_pairs:
-            related = lax.dynamic_index_in_dim(self.order.related, block, 0, False)
-        else:
-            related = relations(self.labels, blocks, block)
-        selected = fulfilled(related, jnp.asarray(_FULFIL)[condition])
+    def blocks(self, condition: Array | int) -> Array:
+        """i32[]: how many blocks hold all pairs that can count, given a condition by its code."""
+        return self.rows.blocks[jnp.asarray(_ROWS)[condition]]
+
+    def block(
+        self, condition: Array | int, blocks: Blocks, number: Array | int
+    ) -> tuple[Block, Array]:
+        """One of these blocks, and f32[pairs]: 1 for its pairs that count."""
+        block = self.rows.block(blocks, jnp.asarray(_ROWS)[condition], number)
+        selected = selected_pairs(self.labels, block, jnp.asarray(_COUNTS)[condition])
         if self.top is None:
-            return selected
+            return block, selected
         top = self.queries.split(self.top)
-        return jnp.where(outer_sums(top, top, blocks, block) > 0, selected, 0.0)
+        return block, jnp.where(block.outer_sums(top, top) > 0, selected, 0.0)
 
     def of_query(self, numbers: Array) -> Array:
         """f32[documents]: their sum over the real documents of the query."""
         return self.queries.spread(self.queries.total(jnp.where(self.mask, numbers, 0.0)))
-
-    def max_dcg(self) -> Array:
-        """f32[documents]."""
-        gains = queries.gains(self.documents)
-        return self.of_query(gains * queries.discounts(1.0 + self.order.ahead))
 
 
 # What the conditions of PAIR_CONDITIONS say: whether they hold where y_i > y_j, where y_i == y_j
@@ -114,14 +112,23 @@ _PAIR_CONDITIONS = np.array(
 )
 
 
-def _relations_of(ahead: int, tied: int, behind: int, positions: int) -> int:
-    """The bits of the relations that fulfil a condition, given its row of _PAIR_CONDITIONS."""
-    ties = {_ANY: SELF | TIED_BEFORE | TIED_AFTER, _DISTINCT: TIED_BEFORE | TIED_AFTER,
-            _NOT_BEFORE: SELF | TIED_BEFORE}[positions]  # fmt: skip
-    return AHEAD * ahead | BEHIND * behind | ties * tied
+def _counts_of(ahead: int, tied: int, behind: int, positions: int) -> list[float]:
+    """Which relations of i to j fulfil a condition, given its row of _PAIR_CONDITIONS."""
+    counts = [0.0] * 5
+    counts[AHEAD], counts[BEHIND] = ahead, behind
+    counts[SELF] = tied * (positions != _DISTINCT)
+    counts[TIED_BEFORE] = tied
+    counts[TIED_AFTER] = tied * (positions != _NOT_BEFORE)
+    return counts
 
 
-_FULFIL = np.array([_relations_of(*map(int, row)) for row in _PAIR_CONDITIONS], np.uint8)
+_COUNTS = np.array([_counts_of(*map(int, row)) for row in _PAIR_CONDITIONS], np.float32)
+_ROWS = np.array(
+    [BETTER if ahead and not (tied or behind) else WORSE if behind and not (tied or ahead) else ALL
+     for ahead, tied, behind, _ in _PAIR_CONDITIONS], np.int32
+)  # fmt: skip
+"""Of each condition, the rows that can have a pair that fulfils it."""
+_Y_I_GREATER = PAIR_CONDITIONS.index("y_i > y_j")
 
 
 def document_condition(code: Array, labels: Array) -> Array:
@@ -135,21 +142,31 @@ def join(parts: Sequence[Array]) -> Array:
 
 
 def tile_of(
-    labels: Sequence[Array], masks: Sequence[Array], blocks: Blocks, compared: Array
+    labels: Sequence[Array],
+    masks: Sequence[Array],
+    blocks: Blocks,
+    *,
+    max_dcg: Array,
+    counts: Array,
 ) -> Tile:
     """The tile of lists f32[queries, list] and bool[queries, list].
 
-    `compared`: whether anything needs the order of the labels; the tile has none otherwise.
+    max_dcg, counts: bool[], whether a program asks for the ideal DCG, and for numbers of pairs.
     """
     marked = tuple(jnp.where(m, x, jnp.nan) for x, m in zip(labels, masks, strict=True))
     mask = join(masks)
+    nothing = jnp.zeros(mask.shape)
     tile = Tile(
-        marked,
-        jnp.where(mask, join(labels), 0.0),
-        mask,
-        jnp.zeros(mask.shape),
-        lax.cond(
-            compared, lambda: order(marked, blocks), lambda: Order.none(mask.shape[0], blocks)
-        ),
+        marked, jnp.where(mask, join(labels), 0.0), mask, nothing, nothing, nothing,
+        RowSets.of(marked, blocks),
+    )  # fmt: skip
+
+    def ideal() -> Array:
+        lists = zip(labels, masks, strict=True)
+        return tile.queries.spread(joined([queries.max_dcg(x, m) for x, m in lists]))
+
+    return tile._replace(
+        size=tile.of_query(jnp.ones(mask.shape)),
+        max_dcg=lax.cond(max_dcg, ideal, lambda: nothing),
+        apart=lax.cond(counts, lambda: tile.counted_pairs(_Y_I_GREATER, blocks), lambda: nothing),
     )
-    return tile._replace(size=tile.of_query(jnp.ones(mask.shape)))
