@@ -258,7 +258,8 @@ class LossGroup:
             if not going.any():
                 break
             plans = [_plan(data, config, step)]
-            runs = trainer.train(now.runs, programs, rates, going, data.train, plans)
+            losses = None if programs is None else programs.only(going)
+            runs = trainer.train(now.runs, losses, rates, going, data.train, plans)
             values = trainer.evaluate(runs, going, data.validation, every)
             means = np.array([values[:, s][:, counted[s]].mean(1)
                               for s in range(config.seeds)], np.float64)  # fmt: skip

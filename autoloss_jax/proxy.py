@@ -247,7 +247,7 @@ class ProxyTraining:
             occupied, active = self._occupy(losses, at)
             runs = trainer.train(
                 runs,
-                encode(occupied),
+                encode(occupied).only(active),
                 self._rates(),
                 active,
                 self.feed,

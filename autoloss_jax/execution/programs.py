@@ -97,6 +97,14 @@ class Programs(NamedTuple):
     def count(self) -> int:  # type: ignore[override]  # of candidates, not a tuple's
         return self.uses_ranks.shape[0]
 
+    def only(self, active: np.ndarray) -> "Programs":
+        """These losses where bool[candidates] is true; elsewhere 0, which costs little."""
+
+        def chosen(x: Array, of_zero: Array) -> Array:
+            return jnp.where(active.reshape(-1, *[1] * (x.ndim - 1)), x, of_zero)
+
+        return jax.tree.map(chosen, self, encode([literal(0.0)]))
+
 
 def _codes(conditions: tuple[str | None, ...]) -> dict[Expression | None, int]:
     """By canonical form, so that `y_j != y_i` finds `y_i != y_j`."""

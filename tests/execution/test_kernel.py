@@ -24,7 +24,7 @@ from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.grammar import random_expressions
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
-from tests.execution.test_interpreter import GROUP, Batch, norm, unexplained
+from tests.execution.test_interpreter import GROUP, Batch, group, norm, unexplained
 
 LENGTH, WIDTH = 7, 4
 HAS_GPU = jax.default_backend() == "gpu"
@@ -143,6 +143,19 @@ def test_masked_documents_and_other_candidates_never_matter():
         got = interpreted(programs, other, jnp.where(mask, labels, anything), mask)
         for a, b in zip(got, expected, strict=True):
             np.testing.assert_array_equal(np.delete(a, 3, 0), np.delete(b, 3, 0))
+
+
+def test_candidates_at_rest_have_no_gradient_and_change_no_other():
+    scores, labels, mask = batch()
+    programs = encode(group("softmax", "lambdarank", "mse", "ranknet"))
+    active = np.arange(GROUP) % 3 > 0
+    many = jnp.broadcast_to(scores, (GROUP, *scores.shape))
+    for run in (XLA, interpreted):
+        expected = np.asarray(run(programs, many, labels, mask)[1])
+        got = np.asarray(run(programs.only(active), many, labels, mask)[1])
+        np.testing.assert_array_equal(got[active], expected[active])
+        assert np.abs(expected[~active]).max() > 0.0
+        assert not got[~active].any()
 
 
 def test_a_batch_of_nothing_but_padding_has_loss_and_gradient_zero():
