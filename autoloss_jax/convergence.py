@@ -308,18 +308,22 @@ class LossGroup:
     # --- what is trained, and what is chosen ---
 
     def _occupy(self) -> tuple[Any, np.ndarray]:
-        """The losses and learning rates of all slots; the last ones only fill a batch."""
-        rates = self._config.learning_rates
+        """The losses and learning rates of all slots; the last ones only fill a batch.
+
+        All losses by the first rate come first, and so on: runs of one rate end at about the same
+        time, and a chunk of runs costs nothing once all of them have.
+        """
         run = np.minimum(np.arange(self._trainer.slots), self._count - 1)
+        rate, loss = np.divmod(run, len(self.places))
         losses = self._losses
-        programs = encode([losses[k] for k in run // len(rates)]) if losses else None
-        return programs, np.array(rates, np.float32)[run % len(rates)]
+        programs = encode([losses[k] for k in loss]) if losses else None
+        return programs, np.array(self._config.learning_rates, np.float32)[rate]
 
     def _chosen(self, loss: int, now: Convergence, faults: np.ndarray) -> Converged:
         """The learning rate that is best on validation, over all seeds."""
         config, rates = self._config, self._config.learning_rates
         values, steps = now.best_value, now.best_step
-        runs = range(loss * len(rates), (loss + 1) * len(rates))
+        runs = range(loss, self._count, len(self.places))
         chosen = max(runs, key=lambda run: values[:, run].mean())
         if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
             # A run may be well after its last step, and not finite on validation queries.

@@ -287,7 +287,7 @@ def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
                        on_progress=lambda text, share: told.append((text, share)))  # fmt: skip
     assert len(calls) == 4  # blocks of 3 steps make 12
     for rates, plan in calls:
-        np.testing.assert_allclose(rates, 3 * [0.003, 0.1])  # every rate for every loss
+        np.testing.assert_allclose(rates, 3 * [0.003] + 3 * [0.1])  # every rate for every loss
         assert plan.rows[0].shape[:2] == (CONFIG.seeds, 3)
     assert told == [("fold Fold1", share) for share in (0.25, 0.5, 0.75, 1.0)]
 
