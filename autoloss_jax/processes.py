@@ -158,17 +158,13 @@ def _check(coordinator_address: str, num_processes: int, process_id: int) -> Non
 
 def _check_port(port: int, failure: str) -> None:
     """Refuses a port that this process cannot listen at, over which JAX may crash."""
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise AutolossError(
-                f"{failure}: {error.strerror}; expected a free port of this machine"
-            ) from error
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise AutolossError(f"{failure}: {reason}; expected a free port of this machine") from error
 
 
 def joined() -> bool:

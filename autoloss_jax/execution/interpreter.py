@@ -25,6 +25,7 @@ from autoloss_jax.execution.pairs import PairPass, back_through_pairs, pair_stag
 from autoloss_jax.execution.programs import (
     DOCUMENT_LEAVES,
     DOCUMENT_REDUCTIONS,
+    FIRST_MEAN_OF_PAIRS,
     OPCODES,
     PAIR_WORK_REGISTERS,
     WORK_REGISTERS,
@@ -54,7 +55,6 @@ MOST_FILLED = 1.25
 
 _FIRST_PAIR_RESULT = DOCUMENT_LEAVES.index("pair stage 0")
 _FIRST_DOCUMENT_RESULT = DOCUMENT_LEAVES.index("document stage 0")
-_FIRST_MEAN_OF_PAIRS = len(DOCUMENT_REDUCTIONS) - MAX_PAIR_STAGES
 _TANGENTS = max(1 + MAX_PAIR_STAGES, MAX_DOCUMENT_STAGES)
 
 
@@ -120,9 +120,9 @@ def _load_scores(tile: Tile, document: Registers, scores: Array, ranked: Array) 
     return document._replace(value=value)
 
 
-def _reads(programs: Programs, name: str) -> Array:
-    """bool[]: whether a program reads a leaf of documents, or of pairs of the same name."""
-    register, load = DOCUMENT_LEAVES.index(name), OPCODES.index(name)
+def _reads_max_dcg(programs: Programs) -> Array:
+    """bool[]: whether a program reads the ideal DCG, by document or by pair."""
+    register, load = DOCUMENT_LEAVES.index("max_dcg"), OPCODES.index("max_dcg")
     return (
         jnp.any(programs.document.code[..., 1:3] == register)
         | jnp.any(programs.document.result == register)
@@ -264,10 +264,12 @@ def ragged_losses_and_gradients(
             cut.append(jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0))
         return cut
 
+    max_dcg = _reads_max_dcg(programs)
+    counts = jnp.any(programs.document.reduction >= FIRST_MEAN_OF_PAIRS)
+
     def over_tile(workspace: _Workspace, inputs: tuple) -> tuple[_Workspace, tuple[Array, Array]]:
         labels, masks, scores = inputs
-        counts = jnp.any(programs.document.reduction >= _FIRST_MEAN_OF_PAIRS)
-        tile = tile_of(labels, masks, blocks, max_dcg=_reads(programs, "max_dcg"), counts=counts)
+        tile = tile_of(labels, masks, blocks, max_dcg=max_dcg, counts=counts)
 
         def candidate(
             workspace: _Workspace, inputs: tuple[Programs, Array]

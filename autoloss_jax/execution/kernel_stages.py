@@ -33,7 +33,7 @@ from autoloss_jax.execution.kernel_blocks import (
 from autoloss_jax.execution.programs import (
     DOCUMENT_CONDITIONS,
     DOCUMENT_LEAVES,
-    DOCUMENT_REDUCTIONS,
+    FIRST_MEAN_OF_PAIRS,
     PAIR_CONDITIONS,
     PAIR_LEAVES,
     WORK_REGISTERS,
@@ -42,7 +42,6 @@ from autoloss_jax.execution.segments import finite
 from autoloss_jax.language.grammar import MAX_DOCUMENT_STAGES, MAX_PAIR_STAGES
 from autoloss_jax.language.operators import LARGE
 
-_FIRST_MEAN_OF_PAIRS = len(DOCUMENT_REDUCTIONS) - MAX_PAIR_STAGES
 _TANGENTS = max(1 + MAX_PAIR_STAGES, MAX_DOCUMENT_STAGES)
 """In document stages by the score and the pair stages' results, in the query's by the document
 stages' results; no stage reads leaves of both."""
@@ -276,13 +275,13 @@ def _document_stages(
             document.header[k, 3], DOCUMENT_CONDITIONS, {"y_i": query.labels[...]}, query.mask[...]
         )
         # The query's stage, the last, has no reduction: what one gives is not used.
-        is_mean_of_pairs = code >= _FIRST_MEAN_OF_PAIRS
+        is_mean_of_pairs = code >= FIRST_MEAN_OF_PAIRS
         reduction = RunningReduction(
             jnp.where(is_mean_of_pairs, RunningReduction.MEAN, jnp.maximum(code - 1, 0))
         )
         running = reduction.update(reduction.start(zero), value, selected, (0, 1))
         for s, count in enumerate(counts):
-            chosen = code == _FIRST_MEAN_OF_PAIRS + s
+            chosen = code == FIRST_MEAN_OF_PAIRS + s
             running = running._replace(b=jnp.where(chosen, count, running.b))
         result, running = reduction.finish(running)
         weights = reduction.weights(running, value, selected)

@@ -77,7 +77,8 @@ def run_block(
     pair: Registers,
 ) -> tuple[Registers, Block, BlockResult]:  # fmt: skip
     """Runs a pair stage on one block, on leaves f32[leaves, documents]."""
-    block, selected = tile.block(segment.where, blocks, number)
+    block = tile.block(segment.where, blocks, number)
+    selected = tile.selected_pairs(segment.where, block)
     pair = run_segment(segment, pair, _load(tile, document, block))
 
     def reduced(reduce: Reduction) -> Callable[[Registers], BlockResult]:
@@ -109,10 +110,10 @@ class PairPass(NamedTuple):
 
 
 def _pass_on(
-    blocks: Blocks, block: Block, sums: Sequence[Array], pulls: Array, cotangents: Sequence[Array]
+    block: Block, sums: Sequence[Array], pulls: Array, cotangents: Sequence[Array]
 ) -> list[Array]:
     """Adds to [queries, list] what rows i with cotangents [queries, list] pass on to the scores."""
-    of_rows = blocks.rows.spread(joined(block.rows_of(cotangents)))
+    of_rows = block.blocks.rows.spread(joined(block.rows_of(cotangents)))
     return block.add_pairs(sums, lax.optimization_barrier(finite(of_rows * pulls)))
 
 
@@ -135,7 +136,7 @@ def pair_stages(
             if blocks.keep_pairs:
                 pulls = lax.dynamic_update_slice(pulls, result.pulls[None, None], (k, number, 0))
             else:
-                sums = _pass_on(blocks, block, sums, result.pulls, ones)
+                sums = _pass_on(block, sums, result.pulls, ones)
             return pair, pulls, values, sums
 
         start = (pair, passed.pulls, nothing, [] if blocks.keep_pairs else nothing)
@@ -169,12 +170,12 @@ def back_through_pairs(
             def step(number: Array, carry: tuple) -> tuple:
                 pair, sums = carry
                 if blocks.keep_pairs:
-                    block, _ = tile.block(segment.where, blocks, number)
+                    block = tile.block(segment.where, blocks, number)
                     pulls = lax.dynamic_slice(passed.pulls, (k, number, 0), (1, 1, blocks.pairs))
                 else:
                     pair, block, result = run_block(segment, tile, document, blocks, number, pair)
                     pulls = result.pulls
-                return pair, _pass_on(blocks, block, sums, pulls.reshape(-1), cotangent)
+                return pair, _pass_on(block, sums, pulls.reshape(-1), cotangent)
 
             count = tile.blocks(segment.where)
             pair, sums = lax.fori_loop(0, count, step, (pair, nothing))

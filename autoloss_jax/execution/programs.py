@@ -65,6 +65,7 @@ DOCUMENT_REDUCTIONS: tuple[str, ...] = (
     NOTHING, "sum_i", "mean_i", "max_i", "logsumexp_i",
     *(f"mean_ij of pair stage {k}" for k in range(MAX_PAIR_STAGES)),
 )  # fmt: skip
+FIRST_MEAN_OF_PAIRS = len(DOCUMENT_REDUCTIONS) - MAX_PAIR_STAGES
 PAIR_CONDITIONS: tuple[str | None, ...] = (
     None, "i != j", "y_i > y_j", "y_j > y_i", "y_i >= y_j", "y_j >= y_i", "y_i != y_j",
     "y_i == y_j", "y_i > y_j or y_j == y_i and j >= i",

@@ -67,8 +67,8 @@ class Tile(NamedTuple):
         """As `pairs`, one by one."""
 
         def step(number: Array, counts: list[Array]) -> list[Array]:
-            block, selected = self.block(condition, blocks, number)
-            return block.set_rows(counts, blocks.rows.total(selected))
+            block = self.block(condition, blocks, number)
+            return block.set_rows(counts, blocks.rows.total(self.selected_pairs(condition, block)))
 
         nothing = [jnp.zeros(x.shape) for x in self.labels]
         return self.of_query(join(lax.fori_loop(0, self.blocks(condition), step, nothing)))
@@ -77,16 +77,17 @@ class Tile(NamedTuple):
         """i32[]: how many blocks hold all pairs that can count, given a condition by its code."""
         return self.rows.blocks[jnp.asarray(_ROWS)[condition]]
 
-    def block(
-        self, condition: Array | int, blocks: Blocks, number: Array | int
-    ) -> tuple[Block, Array]:
-        """One of these blocks, and f32[pairs]: 1 for its pairs that count."""
-        block = self.rows.block(blocks, jnp.asarray(_ROWS)[condition], number)
+    def block(self, condition: Array | int, blocks: Blocks, number: Array | int) -> Block:
+        """One of these blocks."""
+        return self.rows.block(blocks, jnp.asarray(_ROWS)[condition], number)
+
+    def selected_pairs(self, condition: Array | int, block: Block) -> Array:
+        """f32[pairs]: 1 for the pairs of a block that count, given a condition by its code."""
         selected = selected_pairs(self.labels, block, jnp.asarray(_COUNTS)[condition])
         if self.top is None:
-            return block, selected
+            return selected
         top = self.queries.split(self.top)
-        return block, jnp.where(block.outer_sums(top, top) > 0, selected, 0.0)
+        return jnp.where(block.outer_sums(top, top) > 0, selected, 0.0)
 
     def of_query(self, numbers: Array) -> Array:
         """f32[documents]: their sum over the real documents of the query."""
@@ -123,10 +124,10 @@ def _counts_of(ahead: int, tied: int, behind: int, positions: int) -> list[float
 
 
 _COUNTS = np.array([_counts_of(*map(int, row)) for row in _PAIR_CONDITIONS], np.float32)
+_ONLY = {(True, False, False): BETTER, (False, False, True): WORSE}  # ahead, tied, behind
 _ROWS = np.array(
-    [BETTER if ahead and not (tied or behind) else WORSE if behind and not (tied or ahead) else ALL
-     for ahead, tied, behind, _ in _PAIR_CONDITIONS], np.int32
-)  # fmt: skip
+    [_ONLY.get(tuple(row[:3].astype(bool)), ALL) for row in _PAIR_CONDITIONS], np.int32
+)
 """Of each condition, the rows that can have a pair that fulfils it."""
 _Y_I_GREATER = PAIR_CONDITIONS.index("y_i > y_j")
 

@@ -350,14 +350,14 @@ def test_tiles_are_not_mostly_fillers():
 
 
 def test_queries_are_independent_of_the_tile_they_fall_into(monkeypatch):
-    # Tiles of 3 of the 10 queries of 64 * 64 pairs, the last one padded; blocks of 2 queries, the
-    # last of which begins early.
+    # Tiles of 3 of the 10 queries of 64 * 64 pairs, the last one padded; blocks of 96 rows, which
+    # end within a query.
     assert_same_in_pieces(monkeypatch, 2 * 64 * 64, 3 * 64 * 64, tiles=4, blocks=2, keep_pairs=True)
 
 
 def test_lists_whose_pairs_are_too_many_to_be_kept(monkeypatch):
     # A query has 64 * 64 pairs, more than twice 1,000, so they are computed again on the way back;
-    # a block has 3 of its 64 rows, so the last one repeats two.
+    # a block has 3 of its 64 rows, so the last one has places for two that are not there.
     assert_same_in_pieces(monkeypatch, 3 * 64, 1000, tiles=10, blocks=22, keep_pairs=False)
 
 
