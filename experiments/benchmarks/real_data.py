@@ -34,6 +34,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the run folders and of real_d
 _MODELS = flags.DEFINE_list("models", ["mlp", "attention"], f"Of {', '.join(MODELS)}.")
 _BUDGET = flags.DEFINE_integer("budget", al.SearchConfig().budget, "Of each search.", 1)
 _PROPOSER = flags.DEFINE_string("proposer", al.SearchConfig().proposer, "Of each search.")
+_WARM_START = flags.DEFINE_bool("warm_start", False, "Of each search.")
+_TEST_SEEDS = flags.DEFINE_integer("test_seeds", al.EffectivenessConfig().seeds, "Of each test.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of every search and test.", 0)
 flags.mark_flags_as_required(["data", "out"])
 
@@ -47,10 +49,11 @@ def run_fold(data: Path, fold: Path, model: str) -> tuple[dict[str, Any], dict[s
     dataset = al.load_dataset(str(fold))
     folder = Path(_OUT.value) / f"{data.name}-{fold.name}-{model}"
     search = al.SearchConfig(
-        budget=_BUDGET.value, proposer=_PROPOSER.value, model=model, seed=_SEED.value
-    )
+        budget=_BUDGET.value, proposer=_PROPOSER.value, warm_start=_WARM_START.value, model=model,
+        seed=_SEED.value,
+    )  # fmt: skip
     result = al.search(dataset, search, out=str(folder / "search"))
-    test = al.EffectivenessConfig(model=model, seed=_SEED.value)
+    test = al.EffectivenessConfig(model=model, seed=_SEED.value, seeds=_TEST_SEEDS.value)
     finalists = [finalist.expression for finalist in result.finalists]
     content = al.effectiveness_test(dataset, finalists, test, out=str(folder / "test"))
     every = per_query_values(folder / "test")
@@ -105,8 +108,9 @@ def main(argv: list[str]) -> None:
                 raise app.UsageError(f"--data: no folder Fold1, Fold2, ... in {data}")
             sets.append({"data": data.name, "model": model, **pooled(values, _SEED.value)})
             logging.info("%s", json.dumps(sets[-1]))
-    settings = {f.name: f.value for f in (_DATA, _MODELS, _BUDGET, _PROPOSER, _SEED)}
-    settings["data"] = [Path(data).name for data in _DATA.value]
+    kept = (_MODELS, _BUDGET, _PROPOSER, _WARM_START, _TEST_SEEDS, _SEED)
+    settings = {"data": [Path(data).name for data in _DATA.value]}
+    settings |= {flag.name: flag.value for flag in kept}
     report = {"machine": _timing.machine(), "settings": settings, "sets": sets, "folds": rows}
     show(report)
     write_json(Path(_OUT.value) / "real_data.json", report)

@@ -31,7 +31,8 @@ from rich.table import Table
 from scipy import stats
 
 import autoloss_jax as al
-from autoloss_jax.data import Dataset, Fold, Queries, fit_scaling, make_dataset
+from autoloss_jax.data import Dataset, Fold, concatenate, fit_scaling, make_dataset
+from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import resolve_loss
 from autoloss_jax.metrics import MetricPerQuery
@@ -40,19 +41,29 @@ from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyTraining
 
 _DATA = flags.DEFINE_string("data", None, "As `autoloss` takes it; synthetic queries by default.")
 _TASK = flags.DEFINE_enum("task", None, list(TASKS), "One of the planted tasks, instead of data.")
+_TRAINED = flags.DEFINE_integer(
+    "train_queries", 0, "So many of the data train, a third as many validate, the rest test.", 0
+)
 _BUDGET = flags.DEFINE_integer("budget", 400, "Candidates trained by the search.", 1)
 _LOSSES = flags.DEFINE_integer("losses", 48, "Losses that are looked at.", 10)
 _SEEDS = flags.DEFINE_integer("seeds", 4, "Fresh seeds of the rewards.", 2)
 _MODEL = flags.DEFINE_string("model", "mlp", "By name.")
 _RATE = flags.DEFINE_float("learning_rate", 0.0, "Of the search, and of what is varied.", 0.0)
+_RATES = flags.DEFINE_list(
+    "learning_rates", ["0.003", "0.01", "0.03", "0.1"], "Of the rewards, and of Phase II."
+)
+_BLOCKS = flags.DEFINE_list(
+    "blocks", ["1", "3", "6"], "Lengths of proxy runs, in blocks of rung_steps; 3 is the search's."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the search and of what follows.", 0)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
-RATES = (0.003, 0.01, 0.03, 0.1)
-BLOCKS = (1, 3, 6)
-"""Lengths of proxy runs, in blocks of `ProxyConfig.rung_steps`."""
-TEST_RATES = (0.003, 0.01, 0.03, 0.1)
-TRAINED_QUERIES, TEST_QUERIES = 360, 2000
+SETTINGS = (
+    _TASK, _TRAINED, _BUDGET, _LOSSES, _SEEDS, _MODEL, _RATE, _RATES, _BLOCKS, _SEED,
+)  # fmt: skip
+SYNTHETIC_QUERIES = 2500
+TRAINED_QUERIES = 360
+"""Of the synthetic ones, as many as the default has of them."""
 KEPT = 5
 RESAMPLES = 500
 
@@ -64,21 +75,42 @@ class Rewards(NamedTuple):
     values: np.ndarray  # f64[seeds, losses]: the metric itself
 
 
-def synthetic_dataset() -> Dataset:
-    """The default's training and validation queries in number, and many test queries."""
-    wanted = TRAINED_QUERIES + TEST_QUERIES
-    fold = al.synthetic(num_queries=2 * wanted, seed=_SEED.value).folds[0]
-    parts: list[Queries] = [
-        fold.train.select(range(TRAINED_QUERIES)),
-        fold.validation.select(range(TRAINED_QUERIES // 3)),
-        # Training queries beyond those that are used test as well as any.
-        fold.train.select(range(TRAINED_QUERIES, wanted)),
-    ]
-    return make_dataset("synthetic", [Fold("Fold1", *parts)])
+def studied_dataset() -> Dataset:
+    """One fold: a task, or data whose queries may be divided anew."""
+    if _TASK.value:
+        return TASKS[_TASK.value].dataset(_TASK.value, _SEED.value)
+    if not _DATA.value:
+        fold = al.synthetic(num_queries=SYNTHETIC_QUERIES, seed=_SEED.value).folds[0]
+        return with_many_test_queries("synthetic", fold, _TRAINED.value or TRAINED_QUERIES)
+    dataset = al.load_dataset(_DATA.value)
+    if _TRAINED.value:
+        return with_many_test_queries(dataset.name, dataset.folds[0], _TRAINED.value)
+    return Dataset(dataset.name, dataset.folds[:1], dataset.sha256)
+
+
+def with_many_test_queries(name: str, fold: Fold, trained: int) -> Dataset:
+    """All queries of a fold, in random order: some train, a third as many validate, the rest test.
+
+    Raises AutolossError if none are left to test.
+    """
+    queries = concatenate([fold.train, fold.validation, fold.test])
+    validated = trained + max(1, trained // 3)
+    if validated >= len(queries):
+        raise AutolossError(
+            f"--train_queries {trained}: with a third as many for validation none of the "
+            f"{len(queries)} queries of {name} are left to test"
+        )
+    order = np.random.default_rng([_SEED.value, 6]).permutation(len(queries))
+    parts = [queries.select(part) for part in np.split(order, [trained, validated])]
+    return make_dataset(name, [Fold("Fold1", *parts)])
 
 
 def _proxy_config() -> ProxyConfig:
     return ProxyConfig(learning_rate=_RATE.value)
+
+
+def _learning_rates() -> tuple[float, ...]:
+    return tuple(map(float, _RATES.value))
 
 
 def sampled_losses(dataset: Dataset, metric: MetricPerQuery | None) -> list[Expression]:
@@ -202,7 +234,7 @@ def phase_two(
 ) -> np.ndarray:
     """The mean test metric of each loss, -inf for one that could not be trained."""
     config = al.EffectivenessConfig(
-        model=_MODEL.value, seed=seed, seeds=2, learning_rates=TEST_RATES
+        model=_MODEL.value, seed=seed, seeds=2, learning_rates=_learning_rates()
     )
     content = al.effectiveness_test(
         dataset, losses, config, hand_designed=["softmax"], metric=metric
@@ -215,11 +247,7 @@ def phase_two(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if _TASK.value:
-        dataset = TASKS[_TASK.value].dataset(_TASK.value, _SEED.value)
-    else:
-        dataset = al.load_dataset(_DATA.value) if _DATA.value else synthetic_dataset()
-        dataset = Dataset(dataset.name, dataset.folds[:1], dataset.sha256)
+    dataset = studied_dataset()
     metric = TASKS[_TASK.value].metric if _TASK.value else None
     losses = sampled_losses(dataset, metric)
     logging.info("%d losses to be rewarded and tested", len(losses))
@@ -236,7 +264,7 @@ def main(argv: list[str]) -> None:
     proxy = proxy_with(config)
     chosen = (proxy.learning_rate, sum(config.rungs))
     measured = {}
-    for rate, blocks in itertools.product(RATES, BLOCKS):
+    for rate, blocks in itertools.product(_learning_rates(), map(int, _BLOCKS.value)):
         one_rung = dataclasses.replace(config, learning_rate=rate, rungs=(blocks,))
         measured[rate, blocks] = rewards(proxy_with(one_rung), losses)
         logging.info("rewarded: %s", _name(rate, blocks))
@@ -252,9 +280,7 @@ def main(argv: list[str]) -> None:
     of_ways = {name: x[:, known] for name, x in ways(measured, chosen, held_out).items()}
     report = {
         "machine": _timing.machine(),
-        "settings": {
-            f.name: f.value for f in (_DATA, _TASK, _BUDGET, _LOSSES, _SEEDS, _MODEL, _RATE, _SEED)
-        },
+        "settings": {f.name: f.value for f in SETTINGS} | {"data": dataset.name},
         "losses": [str(loss) for loss in losses],
         "truth": [float(t) if k else None for t, k in zip(truth, known, strict=True)],
         "tested": int(known.sum()),
