@@ -17,7 +17,7 @@ import numpy as np
 from autoloss_jax.comparison import SIGNIFICANT, counted
 from autoloss_jax.convergence import EffectivenessConfig
 from autoloss_jax.data import Dataset
-from autoloss_jax.effectiveness import PER_QUERY_FILE, effectiveness_test
+from autoloss_jax.effectiveness import effectiveness_test
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.explain import explain, gradient_direction
 from autoloss_jax.files import read_arrays, write_json
@@ -27,10 +27,10 @@ from autoloss_jax.language.parsing import as_loss, parse
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import LOSSES, resolve_loss
 from autoloss_jax.metrics import MetricPerQuery, metric_title
+from autoloss_jax.runs import ABLATION_FILE, PER_QUERY_FILE
 from autoloss_jax.screening import Directions
 from autoloss_jax.statistics import bootstrap_interval, holm, randomisation_p_value
 
-ABLATION_FILE = "ablation.json"
 OUTCOMES = (
     "worse", "better", "not shown",  # what was trained
     "same", "as another", "nothing to learn", "failed",  # what was not, or in vain

@@ -37,12 +37,16 @@ from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import MetricPerQuery, metric_name, recorded_name
 from autoloss_jax.models import describe_model, make_model
-from autoloss_jax.runs import RunFolder, open_run, read_result
+from autoloss_jax.runs import (
+    EFFECTIVENESS_FILE,
+    PER_QUERY_FILE,
+    TEST_SCORES_FILE,
+    RunFolder,
+    open_run,
+    read_result,
+)
 from autoloss_jax.training import candidates_mesh
 
-EFFECTIVENESS_FILE = "effectiveness.json"
-PER_QUERY_FILE = "per_query.npz"
-TEST_SCORES_FILE = "test_scores.npz"
 LAMBDAMART = Contender("lambdamart", None, "reference")
 
 

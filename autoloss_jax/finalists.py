@@ -13,8 +13,6 @@ from autoloss_jax.language.parsing import parse_stored
 from autoloss_jax.proxy import Outcome
 from autoloss_jax.runs import read_result
 
-FINALISTS_FILE = "finalists.json"
-
 
 class Finalist(NamedTuple):
     """A loss of the hall of fame after its evaluation on fresh seeds."""

@@ -23,7 +23,6 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.programs import encode
 from autoloss_jax.files import write_json
 from autoloss_jax.finalists import (
-    FINALISTS_FILE,
     Finalist,
     evaluated_again,
     read_finalists,
@@ -40,7 +39,7 @@ from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.profile import Profile
 from autoloss_jax.proposers import known_losses, make_proposer
 from autoloss_jax.proxy import Outcome, ProxyConfig, ProxyRound, ProxyTraining
-from autoloss_jax.runs import RunFolder, open_run
+from autoloss_jax.runs import FINALISTS_FILE, RunFolder, open_run
 from autoloss_jax.screening import make_probe
 from autoloss_jax.training import RunState
 

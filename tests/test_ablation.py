@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from autoloss_jax import ablation
-from autoloss_jax.ablation import ABLATION_FILE, ablation_test
+from autoloss_jax.ablation import ablation_test
 from autoloss_jax.convergence import EffectivenessConfig
 from autoloss_jax.data import load_dataset, synthetic
-from autoloss_jax.effectiveness import PER_QUERY_FILE, effectiveness_test
+from autoloss_jax.effectiveness import effectiveness_test
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.explain import explain, gradient_direction
 from autoloss_jax.files import write_arrays
@@ -25,6 +25,7 @@ from autoloss_jax.language.simplification import simplify
 from autoloss_jax.losses import LOSSES
 from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.report import ablation_table
+from autoloss_jax.runs import ABLATION_FILE, PER_QUERY_FILE
 from autoloss_jax.statistics import bootstrap_interval, randomisation_p_value
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,6 @@ from autoloss_jax.comparison import Contender, compare
 from autoloss_jax.comparison import Tested as Shown  # a name in Test is collected as a test
 from autoloss_jax.data import Dataset, Fold, Queries, make_dataset, synthetic
 from autoloss_jax.effectiveness import (
-    EFFECTIVENESS_FILE,
-    PER_QUERY_FILE,
-    TEST_SCORES_FILE,
     EffectivenessConfig,
     _warn_of_limits,
     clean_folds,
@@ -30,6 +27,7 @@ from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.models import MLP
+from autoloss_jax.runs import EFFECTIVENESS_FILE, PER_QUERY_FILE, TEST_SCORES_FILE
 
 CONFIG = EffectivenessConfig(
     model="linear", seeds=2, learning_rates=(0.003, 0.1), queries_per_step=8, block_steps=3,

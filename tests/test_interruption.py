@@ -18,14 +18,11 @@ from autoloss_jax import (
 )
 from autoloss_jax.data import make_dataset, synthetic
 from autoloss_jax.effectiveness import (
-    EFFECTIVENESS_FILE,
-    PER_QUERY_FILE,
-    TEST_SCORES_FILE,
     EffectivenessConfig,
     effectiveness_test,
 )
 from autoloss_jax.language.parsing import parse
-from autoloss_jax.runs import RunFolder
+from autoloss_jax.runs import EFFECTIVENESS_FILE, PER_QUERY_FILE, TEST_SCORES_FILE, RunFolder
 
 CONFIG = EffectivenessConfig(
     model="linear", seeds=2, learning_rates=(0.003, 0.03, 0.1), queries_per_step=8, block_steps=3,

@@ -22,19 +22,19 @@ from autoloss_jax.cli.progress import (
     tensorboard_writer,
 )
 from autoloss_jax.data import scale_fold, summarize
-from autoloss_jax.effectiveness import EFFECTIVENESS_FILE, contenders, run_effectiveness
+from autoloss_jax.effectiveness import contenders, run_effectiveness
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.execution.batched import interpreter_in_use, using_interpreter
 from autoloss_jax.explain import explain
 from autoloss_jax.export import export_source, write_best_loss
 from autoloss_jax.files import printable, write_json
-from autoloss_jax.finalists import FINALISTS_FILE, read_finalists
+from autoloss_jax.finalists import read_finalists
 from autoloss_jax.language.parsing import parse, parse_stored
 from autoloss_jax.losses import HAND_DESIGNED
 from autoloss_jax.profile import PROFILE_FILE, Profile, profile_table
 from autoloss_jax.report import effectiveness_table, finalists_table, write_report
 from autoloss_jax.report.reading import read_run
-from autoloss_jax.runs import RunFolder, fingerprint, open_run
+from autoloss_jax.runs import EFFECTIVENESS_FILE, FINALISTS_FILE, RunFolder, fingerprint, open_run
 from autoloss_jax.search import run_search
 
 BEST_LOSS_FILE = "best_loss.py"

@@ -17,12 +17,12 @@ from autoloss_jax.convergence import check_truncation
 from autoloss_jax.data import Dataset, Fold, assign_folds, load_dataset, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, clean_folds
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.finalists import FINALISTS_FILE, stored_losses
+from autoloss_jax.finalists import stored_losses
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import ALIASES, HAND_DESIGNED, LOSSES, resolve_loss
 from autoloss_jax.report.reading import read_run
-from autoloss_jax.runs import CONFIG_FILE, read_config
+from autoloss_jax.runs import CONFIG_FILE, FINALISTS_FILE, read_config
 from autoloss_jax.search import SearchConfig
 
 

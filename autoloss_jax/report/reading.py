@@ -14,10 +14,17 @@ import numpy as np
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import read_ledger
 from autoloss_jax.metrics import metric_title
-from autoloss_jax.runs import CONFIG_FILE, LEDGER_FILE, LOG_FILE, read_config, read_result
+from autoloss_jax.runs import (
+    CONFIG_FILE,
+    EFFECTIVENESS_FILE,
+    FINALISTS_FILE,
+    LEDGER_FILE,
+    LOG_FILE,
+    PER_QUERY_FILE,
+    read_config,
+    read_result,
+)
 
-FINALISTS_FILE, EFFECTIVENESS_FILE = "finalists.json", "effectiveness.json"
-PER_QUERY_FILE = "per_query.npz"
 DEFAULT_METRIC = "ndcg@10"
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from autoloss_jax.effectiveness import PER_QUERY_FILE
 from autoloss_jax.files import read_arrays
 from autoloss_jax.losses import HAND_DESIGNED
+from autoloss_jax.runs import PER_QUERY_FILE
 from autoloss_jax.statistics import bootstrap_interval, holm, randomisation_p_value
 
 SIGNIFICANT = 0.01

@@ -17,9 +17,7 @@ other: no reward can foretell more than that repeats.
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import _timing
@@ -33,6 +31,7 @@ from scipy import stats
 import autoloss_jax as al
 from autoloss_jax.data import Dataset, Fold, concatenate, fit_scaling, make_dataset
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.files import write_json
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import resolve_loss
 from autoloss_jax.metrics import MetricPerQuery
@@ -111,6 +110,12 @@ def _proxy_config() -> ProxyConfig:
 
 def _learning_rates() -> tuple[float, ...]:
     return tuple(map(float, _RATES.value))
+
+
+def settings_to_measure(chosen: tuple[float, int]) -> list[tuple[float, int]]:
+    """Learning rates and blocks of proxy runs, those of the search first."""
+    varied = itertools.product(_learning_rates(), map(int, _BLOCKS.value))
+    return [chosen, *(setting for setting in varied if setting != chosen)]
 
 
 def sampled_losses(dataset: Dataset, metric: MetricPerQuery | None) -> list[Expression]:
@@ -264,7 +269,7 @@ def main(argv: list[str]) -> None:
     proxy = proxy_with(config)
     chosen = (proxy.learning_rate, sum(config.rungs))
     measured = {}
-    for rate, blocks in itertools.product(_learning_rates(), map(int, _BLOCKS.value)):
+    for rate, blocks in settings_to_measure(chosen):
         one_rung = dataclasses.replace(config, learning_rate=rate, rungs=(blocks,))
         measured[rate, blocks] = rewards(proxy_with(one_rung), losses)
         logging.info("rewarded: %s", _name(rate, blocks))
@@ -292,8 +297,7 @@ def main(argv: list[str]) -> None:
     }
     show(report)
     if _OUT.value:
-        text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-        Path(_OUT.value).write_text(text, encoding="utf-8")
+        write_json(_OUT.value, report)
 
 
 def show(report: dict[str, Any]) -> None:
