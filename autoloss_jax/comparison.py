@@ -21,6 +21,7 @@ from autoloss_jax.statistics import (
 
 SIGNIFICANT = 0.05
 KINDS = ("found", "hand_designed", "reference")
+_SEEDS_MATTER = 0.2  # from this share of the variance on, a verdict tells of more seeds
 
 
 class Contender(NamedTuple):
@@ -39,6 +40,7 @@ class Tested(NamedTuple):
     converged: bool  # whether patience ended all their trainings, and not the limit of steps
     validation: float  # mean of the metric over seeds and queries
     test: dict[str, np.ndarray]  # by metric: f64[queries], mean over seeds, NaN where undefined
+    by_seed: np.ndarray | None = None  # f64[seeds, queries]: of the metric that is compared
     scores: np.ndarray | None = None  # f32[seeds, documents], where they are to be kept
     settings: Mapping[str, Any] | None = None  # of the reference, as validation chose them
     reason: str = ""  # why there is no figure, if there is none
@@ -75,7 +77,9 @@ def compare(
         for k in worked
     }
     rows = _rows([values[k] for k in worked], worked.index(best_hand), metric, seed)
+    best_by_seed = _by_seed(folds, best_hand, empty)
     for k, row in zip(worked, rows, strict=True):
+        row["seed_share"] = _seed_share(_by_seed(folds, k, empty), best_by_seed)
         row |= _described(losses[k], [fold[k] for fold in folds]) | {"validation": validation[k]}
     best_name = losses[best_hand].name
     _correct(rows, best_name)
@@ -163,6 +167,37 @@ def _of_all_folds(folds: Sequence[Sequence[Tested]], place: int) -> dict[str, np
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def _by_seed(folds: Sequence[Sequence[Tested]], place: int, empty: str) -> np.ndarray | None:
+    """A loss's figures f64[seeds, counted queries] of the metric that is compared, if known."""
+    parts = [fold[place].by_seed for fold in folds]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return np.stack([counted(of_seed, empty) for of_seed in np.concatenate(known, axis=1)])
+
+
+def _seed_share(figures: np.ndarray | None, others: np.ndarray | None) -> float | None:
+    """Which share of what is unknown about a mean difference more seeds would settle.
+
+    The difference of a query is a mean over seeds, so a part of its variance over queries comes
+    from the trainings: the variance over seeds, in the mean of the queries, by their number.
+
+    Args:
+      figures, others: f64[seeds, queries] of two losses.
+
+    Returns:
+      From 0 to 1; None with one seed or query, or where no difference varies.
+    """
+    if figures is None or others is None:
+        return None
+    differences = figures - others
+    seeds, queries = differences.shape
+    if min(seeds, queries) < 2 or np.ptp(differences.mean(0)) == 0:
+        return None
+    of_seeds = differences.var(0, ddof=1).mean() / seeds
+    return float(min(1.0, of_seeds / differences.mean(0).var(ddof=1)))
+
+
 def counted(figures: np.ndarray, empty: str) -> np.ndarray:
     """The values that count under a convention for queries on which the metric is undefined."""
     defined = ~np.isnan(figures)
@@ -248,7 +283,20 @@ def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_fail
         return f"The best found loss is worse than {against}: {figures}. Use {best_hand}."
     return (
         f"No found loss is shown to be better than {against}: the best found one differs by "
-        f"{figures}, which is within what chance explains."
+        f"{figures}, which is within what chance explains.{_more_seeds(chosen)}"
+    )
+
+
+def _more_seeds(row: Mapping[str, Any]) -> str:
+    """What many more seeds would make of an interval, where that is much."""
+    share = row["seed_share"]
+    if share is None or share < _SEEDS_MATTER:
+        return ""
+    half = (row["difference"]["ci_high"] - row["difference"]["ci_low"]) / 2
+    return (
+        f" Of that chance {share:.0%} lies in the trainings: with many more seeds the interval "
+        f"would be about {np.sqrt(1 - share) * half:.4f} to each side, not {half:.4f}; only more "
+        f"test queries would narrow it further."
     )
 
 

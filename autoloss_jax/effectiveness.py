@@ -303,7 +303,10 @@ def _test_fold(
         converged = groups[k].converge(
             data, checkpoints[k], lambda share: tell((k + share) / len(checkpoints))
         )
-        return [_read_test(groups[k].model, one, data.test, test, config) for one in converged]
+        return [
+            _read_test(groups[k].model, one, data.test, test, config, _name(config, metric))
+            for one in converged
+        ]
 
     for k in missing:
         known[k] = test_part(k)
@@ -321,6 +324,7 @@ def _read_test(
     feed: Feed,
     test: EvaluationQueries,
     config: EffectivenessConfig,
+    metric: str,
 ) -> Tested:
     rate, steps, enough, validation, params, reason = converged
     tested = Tested(rate, steps, enough, validation, test={}, reason=reason)
@@ -331,7 +335,7 @@ def _read_test(
         one = jax.tree.map(lambda x, s=s: x[s], params)
         padded = (_scores(model, one, batch.features, batch.mask) for batch, _ in feed.lists())
         scores.append(test.flatten(padded))
-    return _measured(tested, np.stack(scores), test, config)
+    return _measured(tested, np.stack(scores), test, config, metric)
 
 
 def _test_lambdamart(
@@ -349,16 +353,24 @@ def _test_lambdamart(
         settings["learning_rate"], reference.trees, reference.converged, reference.validation,
         test={}, settings=settings,
     )  # fmt: skip
-    return _measured(tested, reference.scores, test, config)
+    return _measured(tested, reference.scores, test, config, metric)
 
 
 def _measured(
-    tested: Tested, scores: np.ndarray, test: EvaluationQueries, config: EffectivenessConfig
+    tested: Tested,
+    scores: np.ndarray,
+    test: EvaluationQueries,
+    config: EffectivenessConfig,
+    metric: str,
 ) -> Tested:
     """With the figures of scores f32[seeds, documents], and the scores themselves if wanted."""
     seeds = [test.measure(of_seed) for of_seed in scores]
     figures = {name: np.mean([seed[name] for seed in seeds], axis=0) for name in seeds[0]}
-    return tested._replace(test=figures, scores=scores if config.dump_scores else None)
+    return tested._replace(
+        test=figures,
+        by_seed=np.stack([seed[metric] for seed in seeds]),
+        scores=scores if config.dump_scores else None,
+    )
 
 
 @partial(jax.jit, static_argnums=0)

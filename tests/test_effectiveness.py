@@ -413,8 +413,11 @@ def test_scores_have_to_be_written_somewhere(data):
 # --- the verdict ---
 
 
-def compared(found, hand=None, *, validation=(0.6, 0.5), defined=None, empty="skip"):
-    """The comparison of given per-query figures of one found and two hand-designed losses."""
+def compared(found, hand=None, *, validation=(0.6, 0.5), defined=None, empty="skip", spread=None):
+    """The comparison of given per-query figures of one found and two hand-designed losses.
+
+    spread: f64[seeds, queries], by which each seed of the found loss is off.
+    """
     rng = np.random.default_rng(0)
     base = rng.uniform(0.3, 0.7, 80)
     hand = base if hand is None else hand
@@ -423,8 +426,12 @@ def compared(found, hand=None, *, validation=(0.6, 0.5), defined=None, empty="sk
               for n in figures]  # fmt: skip
     values = dict(zip(figures, (0.7, *validation), strict=True))
     defined = np.ones(80, bool) if defined is None else defined
-    tested = [Shown(0.1, [3], True, values[n], {"ndcg@10": np.where(defined, v, np.nan)})
-              for n, v in figures.items()]  # fmt: skip
+    spread = np.zeros((1, 80)) if spread is None else spread
+    tested = []
+    for name, figure in figures.items():
+        by_seed = np.where(defined, figure + spread * (name == "found 1"), np.nan)
+        mean = {"ndcg@10": by_seed.mean(0)}
+        tested.append(Shown(0.1, [3], True, values[name], mean, by_seed))
     return compare(losses, [tested], metric="ndcg@10", empty=empty, seed=0)
 
 
@@ -442,6 +449,31 @@ def test_verdicts():
     assert compared(np.zeros(80))["verdict"].startswith("No found loss is shown to be better")
     # The opponent is what validation chose, even where the test would have chosen the other.
     assert "better than b" in compared(noise, validation=(0.4, 0.5))["verdict"]
+
+
+def test_what_more_seeds_would_settle():
+    """The share that is put into the figures is found, and the verdict tells of a large one."""
+    rng = np.random.default_rng(5)
+    of_queries = rng.normal(0, 0.05, 80)
+    of_queries -= of_queries.mean()
+
+    def with_noise(size, seeds=4):
+        return compared(of_queries, spread=rng.normal(0, size, (seeds, 80)))
+
+    content = with_noise(0.1)  # of the variance of a mean over seeds 0.0025 is the trainings'
+    share = row_of(content, "found 1")["seed_share"]
+    assert share == pytest.approx(0.5, abs=0.12)
+    interval = row_of(content, "found 1")["difference"]
+    half = (interval["ci_high"] - interval["ci_low"]) / 2
+    assert (
+        f"Of that chance {share:.0%} lies in the trainings: with many more seeds the interval "
+        f"would be about {np.sqrt(1 - share) * half:.4f} to each side, not {half:.4f};"
+    ) in content["verdict"]
+    content = with_noise(0.01)
+    assert row_of(content, "found 1")["seed_share"] < 0.05
+    assert "seeds" not in content["verdict"]
+    assert row_of(with_noise(0.1, seeds=1), "found 1")["seed_share"] is None
+    assert row_of(content, "a")["seed_share"] is None  # the best itself
 
 
 def reference_compared(difference, found=0.01):
