@@ -77,11 +77,11 @@ class EffectivenessConfig:
     features: str = "standardize"
     seed: int = 0
     seeds: int = 3
-    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01)
+    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     queries_per_step: int = 32
     block_steps: int = 20
     patience: int = 8
-    max_steps: int = 600
+    max_steps: int = 2000
     metric_cutoff: int = 10
     empty: str = "skip"
     max_buckets: int = 0
@@ -269,7 +269,7 @@ class LossGroup:
                 np.where(better, means, now.best_value), np.where(better, step, now.best_step),
             )  # fmt: skip
             checkpoints.offer(step // config.block_steps, partial(self._state, now))
-            tell(step / config.max_steps)
+            tell(1 - going.sum() / self._count * (1 - step / config.max_steps))
         faults = trainer.faults(now.runs)[0]
         return [self._chosen(k, now, faults) for k in range(len(self.places))]
 
