@@ -165,10 +165,11 @@ class Convergence(NamedTuple):
     """The training of a group of losses, after some of its blocks."""
 
     step: int
+    slots: np.ndarray  # i64[losses x learning rates]: the trainer's slot of each run
     runs: Runs
     best: list[Any]  # params of each run at its best on validation, laid out as the runs are
-    best_value: np.ndarray  # f64[seeds, slots]
-    best_step: np.ndarray  # i64[seeds, slots]
+    best_value: np.ndarray  # f64[seeds, losses x learning rates]
+    best_step: np.ndarray  # i64[seeds, losses x learning rates]
 
 
 def group_losses(
@@ -228,7 +229,8 @@ class LossGroup:
             model, gradient, config.metric_cutoff, metric,
             rare=rare_buckets(train.rows, config.queries_per_step),
         )  # fmt: skip
-        self._losses = list(losses) if batched else None
+        # Of each run: all losses by the first learning rate, then by the second, and so on.
+        self._programs = encode([*losses] * len(rates)) if batched else None
         self._count = len(losses) * len(rates)
         self._trainer = Trainer(self._training, self._count, mesh=mesh)
 
@@ -245,7 +247,6 @@ class LossGroup:
         self, data: FoldData, checkpoints: PartCheckpoints, tell: Callable[[float], None]
     ) -> list[Converged]:
         config, trainer = self._config, self._trainer
-        programs, rates = self._occupy()
         now = self._begin(data, checkpoints)
         every = all_rows(data.validation.buckets, config.seeds)
         metric = self._metric
@@ -254,23 +255,27 @@ class LossGroup:
         while (step := now.step + config.block_steps) <= config.max_steps:
             self._stop_if_asked(now, checkpoints)
             going = step - now.best_step.max(0) <= config.patience * config.block_steps
-            going &= np.arange(trainer.slots) < self._count
             if not going.any():
                 break
+            now = self._packed(now, going)
+            active = self._by_slot(now, going)
+            losses, rates = self._occupy(now, active)
             plans = [_plan(data, config, step)]
-            losses = None if programs is None else programs.only(going)
-            runs = trainer.train(now.runs, losses, rates, going, data.train, plans)
-            values = trainer.evaluate(runs, going, data.validation, every)
+            runs = trainer.train(now.runs, losses, rates, active, data.train, plans)
+            values = trainer.evaluate(runs, active, data.validation, every)[now.slots]
             means = np.array([values[:, s][:, counted[s]].mean(1)
                               for s in range(config.seeds)], np.float64)  # fmt: skip
             better = (np.nan_to_num(means, nan=-np.inf) > now.best_value) & going
-            now = Convergence(
-                step, runs, trainer.choose(better, _params(runs), now.best),
-                np.where(better, means, now.best_value), np.where(better, step, now.best_step),
-            )  # fmt: skip
+            now = now._replace(
+                step=step,
+                runs=runs,
+                best=trainer.choose(self._by_slot(now, better), _params(runs), now.best),
+                best_value=np.where(better, means, now.best_value),
+                best_step=np.where(better, step, now.best_step),
+            )
             checkpoints.offer(step // config.block_steps, partial(self._state, now))
             tell(1 - going.sum() / self._count * (1 - step / config.max_steps))
-        faults = trainer.faults(now.runs)[0]
+        faults = trainer.faults(now.runs)[0][:, now.slots]
         return [self._chosen(k, now, faults) for k in range(len(self.places))]
 
     # --- stopping and going on ---
@@ -282,21 +287,21 @@ class LossGroup:
         value, step = np.full((config.seeds, 1), -np.inf), np.zeros((config.seeds, 1), int)
         state = {"runs": start, "best": start.params, "best_value": value, "best_step": step}
         block, state = checkpoints.latest(state) or (0, state)
-        # A run's place is its slot; the last slots only fill a batch.
-        order = np.minimum(np.arange(trainer.slots), state["best_step"].shape[1] - 1)
+        slots = np.array([trainer.slot(run) for run in range(self._count)])
+        run = np.minimum(np.arange(self._count), state["best_step"].shape[1] - 1)
+        order = np.zeros(trainer.slots, int)  # the slots of no run only fill a batch
+        order[slots] = run
         return Convergence(
-            block * config.block_steps, trainer.spread(state["runs"], order),
-            trainer.spread(state["best"], order), state["best_value"][:, order],
-            state["best_step"][:, order],
+            block * config.block_steps, slots, trainer.spread(state["runs"], order),
+            trainer.spread(state["best"], order), state["best_value"][:, run],
+            state["best_step"][:, run],
         )  # fmt: skip
 
     def _state(self, now: Convergence) -> dict[str, Any]:
-        """What `_begin` goes on from: the runs alone, however many slots there are around them."""
-        state = {
-            "runs": self._trainer.gather(now.runs), "best": self._trainer.gather(now.best),
-            "best_value": now.best_value, "best_step": now.best_step,
-        }  # fmt: skip
-        return jax.tree.map(lambda x: x[:, : self._count], state)
+        """What `_begin` goes on from: the runs alone, wherever they lie."""
+        laid_out = {"runs": self._trainer.gather(now.runs), "best": self._trainer.gather(now.best)}
+        runs: dict[str, Any] = jax.tree.map(lambda x: x[:, now.slots], laid_out)
+        return runs | {"best_value": now.best_value, "best_step": now.best_step}
 
     def _stop_if_asked(self, now: Convergence, checkpoints: PartCheckpoints) -> None:
         try:
@@ -307,17 +312,36 @@ class LossGroup:
 
     # --- what is trained, and what is chosen ---
 
-    def _occupy(self) -> tuple[Any, np.ndarray]:
-        """The losses and learning rates of all slots; the last ones only fill a batch.
+    def _by_slot(self, now: Convergence, of_runs: np.ndarray) -> np.ndarray:
+        """bool[..., slots] from bool[..., runs]; False for what only fills a batch."""
+        laid_out = np.zeros((*of_runs.shape[:-1], self._trainer.slots), bool)
+        laid_out[..., now.slots] = of_runs
+        return laid_out
 
-        All losses by the first rate come first, and so on: runs of one rate end at about the same
-        time, and a chunk of runs costs nothing once all of them have.
-        """
-        run = np.minimum(np.arange(self._trainer.slots), self._count - 1)
-        rate, loss = np.divmod(run, len(self.places))
-        losses = self._losses
-        programs = encode([losses[k] for k in loss]) if losses else None
-        return programs, np.array(self._config.learning_rates, np.float32)[rate]
+    def _packed(self, now: Convergence, going: np.ndarray) -> Convergence:
+        """Moves the runs that go on together, if that leaves chunks without any: those are free."""
+        trainer = self._trainer
+        slots = np.empty_like(now.slots)
+        first = np.argsort(~going, kind="stable")
+        slots[first] = [trainer.slot(place) for place in range(self._count)]
+        packed = now._replace(slots=slots)
+        chunks = [trainer.chunks_of(self._by_slot(x, going)) for x in (now, packed)]
+        if chunks[1] >= chunks[0]:
+            return now
+        order = np.zeros(trainer.slots, int)
+        order[slots] = now.slots
+        return packed._replace(
+            runs=trainer.reorder(now.runs, order), best=trainer.reorder(now.best, order)
+        )
+
+    def _occupy(self, now: Convergence, active: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The losses and learning rates of all slots, with the loss 0 in those not active."""
+        run = np.zeros(self._trainer.slots, int)
+        run[now.slots] = np.arange(self._count)
+        rates = np.array(self._config.learning_rates, np.float32)[run // len(self.places)]
+        if self._programs is None:
+            return None, rates
+        return jax.tree.map(lambda x: x[run], self._programs).only(active), rates
 
     def _chosen(self, loss: int, now: Convergence, faults: np.ndarray) -> Converged:
         """The learning rate that is best on validation, over all seeds."""
@@ -334,7 +358,7 @@ class LossGroup:
             steps[:, chosen].tolist(),
             bool(steps[:, chosen].max() + config.patience * config.block_steps <= config.max_steps),
             float(values[:, chosen].mean()),
-            jax.tree.map(lambda x: x[:, 0], self._trainer.take(now.best, chosen)),
+            jax.tree.map(lambda x: x[:, 0], self._trainer.take(now.best, now.slots[chosen])),
         )
 
 

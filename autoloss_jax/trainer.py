@@ -81,6 +81,14 @@ class Trainer:
         each = self.batch // devices
         return batch * self.batch + place % devices * each + place // devices
 
+    def chunks_of(self, active: np.ndarray) -> int:
+        """How many chunks the busiest device trains of each batch, together: what a step costs.
+
+        active: bool[slots].
+        """
+        shape = len(active) // self.batch, self.mesh.size, -1, chunk_size(self.mesh)
+        return int(active.reshape(shape).any(-1).sum(-1).max(-1).sum())
+
     # --- memory ---
 
     def within_memory(self, work: Callable[[], Result]) -> Result:
@@ -208,8 +216,8 @@ class Trainer:
         fault, updates = (np.concatenate(x, 1) for x in zip(*both, strict=True))
         return fault, updates
 
-    def reorder(self, runs: Runs, order: np.ndarray) -> Runs:
-        """The runs of the slots `order`, one for every slot."""
+    def reorder(self, runs: list[Any], order: np.ndarray) -> list[Any]:
+        """Runs, or parts of states, of the slots `order`, one for every slot."""
         if len(runs) == 1:
             return [reorder_runs(self.mesh, runs[0], order)]
         # Several batches meet on the host only, for no device may hold them all.

@@ -279,10 +279,10 @@ def spread_runs(mesh: Mesh, states: Any, order: np.ndarray) -> Any:
     return jax.tree.map(spread, states)
 
 
-def reorder_runs(mesh: Mesh, states: RunState, order: np.ndarray) -> RunState:
+def reorder_runs(mesh: Mesh, states: Any, order: np.ndarray) -> Any:
     """The runs `order` of states that are laid out over the mesh, as many as before.
 
-    The only step of a round in which devices exchange models.
+    The only step of a training in which devices exchange models.
     """
     return _gather_runs(mesh, _EACH)(states, place(mesh, np.asarray(order, np.int32), _EACH))
 
