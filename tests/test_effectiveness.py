@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -28,6 +29,8 @@ from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.models import MLP
 from autoloss_jax.runs import EFFECTIVENESS_FILE, PER_QUERY_FILE, TEST_SCORES_FILE
+from autoloss_jax.trainer import Trainer
+from autoloss_jax.training import CPU_CHUNK
 
 CONFIG = EffectivenessConfig(
     model="linear", seeds=2, learning_rates=(0.003, 0.1), queries_per_step=8, block_steps=3,
@@ -264,6 +267,11 @@ def test_learning_rates_at_the_end_of_the_grid_are_said(caplog, chosen, said):
     assert said in caplog.text
 
 
+def _bytes(programs, slot):
+    """What tells one slot's loss from another's."""
+    return b"".join(np.asarray(x)[slot].tobytes() for x in jax.tree.leaves(programs))
+
+
 def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
     calls = []
 
@@ -271,7 +279,9 @@ def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
         train = original(training, mesh)
 
         def call(states, programs, rates, active, batches, plan):
-            calls.append((np.asarray(rates)[: np.sum(active)], plan))
+            slots = np.flatnonzero(active)
+            trained = [(_bytes(programs, slot), float(rates[slot])) for slot in slots]
+            calls.append((trained, plan))
             return train(states, programs, rates, active, batches, plan)
 
         call.lower = train.lower
@@ -284,8 +294,10 @@ def test_every_loss_gets_the_same_budget(data, found, monkeypatch):
     effectiveness_test(data, found, config, hand_designed=HAND,
                        on_progress=lambda text, share: told.append((text, share)))  # fmt: skip
     assert len(calls) == 4  # blocks of 3 steps make 12
-    for rates, plan in calls:
-        np.testing.assert_allclose(rates, 3 * [0.003] + 3 * [0.1])  # every rate for every loss
+    for trained, plan in calls:
+        assert len(trained) == len(set(trained)) == 6  # each of three losses with each of two rates
+        assert len({loss for loss, _ in trained}) == 3
+        assert {rate for _, rate in trained} == set(np.float32(CONFIG.learning_rates).tolist())
         assert plan.rows[0].shape[:2] == (CONFIG.seeds, 3)
     assert told == [("fold Fold1", share) for share in (0.25, 0.5, 0.75, 1.0)]
 
@@ -296,6 +308,25 @@ def test_a_loss_does_not_depend_on_what_else_is_tested(data, result):
     for name in ("learning_rate", "steps", "validation", "test"):
         assert alone[name] == among[name]
     assert content["verdict"].startswith("No found loss was tested")
+
+
+def test_runs_that_go_on_lie_together(data, monkeypatch):
+    """No step trains more chunks than the runs that go on fill, and each run earns what it did."""
+    config = dataclasses.replace(CONFIG, learning_rates=(0.003, 0.1, 0.3), max_steps=30)
+    hand = sorted(HAND_DESIGNED)[:12]  # 36 runs
+    steps, train = [], Trainer.train
+
+    def watched(self, runs, losses, rates, active, feed, plans):
+        steps.append((active.sum(), self.chunks_of(active), self.mesh.size))
+        return train(self, runs, losses, rates, active, feed, plans)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", watched)
+        packed = effectiveness_test(data, [], config, hand_designed=hand)
+    assert all(chunks == -(-active // (CPU_CHUNK * devices)) for active, chunks, devices in steps)
+    assert steps[-1][1] < steps[0][1]  # so some were moved
+    monkeypatch.setattr(Trainer, "chunks_of", lambda self, active: 0)  # nothing is worth moving
+    assert effectiveness_test(data, [], config, hand_designed=hand) == packed
 
 
 def test_the_exact_path_is_the_batched_path(data, result, monkeypatch):

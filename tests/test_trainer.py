@@ -189,6 +189,24 @@ def test_places_fill_one_batch_after_the_other_and_its_devices_in_turn(make_prox
     assert sorted(trainer.slot(k) for k in range(24)) == list(range(24))
 
 
+def test_a_step_costs_the_chunks_of_the_busiest_device(make_proxy):
+    trainer = make_proxy().trainer
+    trainer.batch = 2 * 2 * CPU_CHUNK  # two chunks on each of two devices
+    trainer.count = 2 * trainer.batch
+    assert trainer.mesh.size == 2
+
+    def chunks(*slots):
+        active = np.zeros(trainer.slots, bool)
+        active[list(slots)] = True
+        return trainer.chunks_of(active)
+
+    assert chunks() == 0
+    assert chunks(0, 1, CPU_CHUNK - 1) == 1
+    assert chunks(0, 2 * CPU_CHUNK) == 1  # one on each device
+    assert chunks(0, CPU_CHUNK) == 2  # both on the first
+    assert chunks(0, trainer.batch) == 2  # batches follow each other
+
+
 def test_runs_are_moved_bit_by_bit():
     """Zeros keep their signs, and what is not a number stays what it is."""
     mesh = candidates_mesh()
