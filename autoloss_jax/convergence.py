@@ -32,7 +32,7 @@ from autoloss_jax.data import (
 )
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.evaluation import NDCG_CUTOFFS
-from autoloss_jax.execution.programs import encode, unfit
+from autoloss_jax.execution.programs import Programs, encode, unfit
 from autoloss_jax.feed import Feed
 from autoloss_jax.gbdt import import_lightgbm
 from autoloss_jax.interruption import PartCheckpoints
@@ -259,7 +259,7 @@ class LossGroup:
                 break
             now = self._packed(now, going)
             active = self._by_slot(now, going)
-            losses, rates = self._occupy(now, active)
+            losses, rates = self._occupy(now)
             plans = [_plan(data, config, step)]
             runs = trainer.train(now.runs, losses, rates, active, data.train, plans)
             values = trainer.evaluate(runs, active, data.validation, every)[now.slots]
@@ -334,14 +334,12 @@ class LossGroup:
             runs=trainer.reorder(now.runs, order), best=trainer.reorder(now.best, order)
         )
 
-    def _occupy(self, now: Convergence, active: np.ndarray) -> tuple[Any, np.ndarray]:
-        """The losses and learning rates of all slots, with the loss 0 in those not active."""
+    def _occupy(self, now: Convergence) -> tuple[Programs | None, np.ndarray]:
+        """The losses and learning rates of all slots."""
         run = np.zeros(self._trainer.slots, int)
         run[now.slots] = np.arange(self._count)
         rates = np.array(self._config.learning_rates, np.float32)[run // len(self.places)]
-        if self._programs is None:
-            return None, rates
-        return jax.tree.map(lambda x: x[run], self._programs).only(active), rates
+        return jax.tree.map(lambda x: x[run], self._programs), rates
 
     def _chosen(self, loss: int, now: Convergence, faults: np.ndarray) -> Converged:
         """The learning rate that is best on validation, over all seeds."""

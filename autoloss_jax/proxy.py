@@ -247,7 +247,7 @@ class ProxyTraining:
             occupied, active = self._occupy(losses, at)
             runs = trainer.train(
                 runs,
-                encode(occupied).only(active),
+                encode(occupied),
                 self._rates(),
                 active,
                 self.feed,

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from autoloss_jax import processes
 from autoloss_jax.data import BatchPlan
 from autoloss_jax.errors import AutolossError
+from autoloss_jax.execution.programs import Programs
 from autoloss_jax.feed import Feed
 from autoloss_jax.memory import free_memory, is_out_of_memory, needed_memory
 from autoloss_jax.profile import Profile
@@ -173,16 +174,19 @@ class Trainer:
         return jax.tree.map(lambda *x: np.concatenate(x, 1), *batches)
 
     def train(
-        self, runs: Runs, losses: Any, rates: np.ndarray, active: np.ndarray, feed: Feed,
-        plans: Sequence[BatchPlan],
+        self, runs: Runs, losses: Programs | None, rates: np.ndarray, active: np.ndarray,
+        feed: Feed, plans: Sequence[BatchPlan],
     ) -> Runs:  # fmt: skip
         """The runs after the blocks of `plans`.
 
         Args:
           runs: are used up.
-          losses, rates, active: of every slot; a batch without an active slot rests.
+          losses: of every slot; None where all train under the exact loss of the training.
+          rates, active: of every slot. A batch or chunk without an active slot rests, and beside
+            one that is active a slot that is not costs no loss.
         """
         runs = list(runs)
+        losses = None if losses is None else losses.only(active)
         arrays = jax.tree.map(np.asarray, (losses, rates, active))
         placed = [self._place(arrays, part) for part in self._parts()]
         for block in feed.blocks(plans):
