@@ -294,9 +294,9 @@ def _more_seeds(row: Mapping[str, Any]) -> str:
         return ""
     half = (row["difference"]["ci_high"] - row["difference"]["ci_low"]) / 2
     return (
-        f" Of that chance {share:.0%} lies in the trainings: with many more seeds the interval "
-        f"would be about {np.sqrt(1 - share) * half:.4f} to each side, not {half:.4f}; only more "
-        f"test queries would narrow it further."
+        f" Of this uncertainty {share:.0%} comes from initial weights and batches: with many more "
+        f"seeds the interval would reach about {np.sqrt(1 - share) * half:.4f} to each side, not "
+        f"{half:.4f}; beyond that only more test queries narrow it."
     )
 
 

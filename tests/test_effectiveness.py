@@ -497,8 +497,9 @@ def test_what_more_seeds_would_settle():
     interval = row_of(content, "found 1")["difference"]
     half = (interval["ci_high"] - interval["ci_low"]) / 2
     assert (
-        f"Of that chance {share:.0%} lies in the trainings: with many more seeds the interval "
-        f"would be about {np.sqrt(1 - share) * half:.4f} to each side, not {half:.4f};"
+        f"Of this uncertainty {share:.0%} comes from initial weights and batches: with many more "
+        f"seeds the interval would reach about {np.sqrt(1 - share) * half:.4f} to each side, not "
+        f"{half:.4f};"
     ) in content["verdict"]
     content = with_noise(0.01)
     assert row_of(content, "found 1")["seed_share"] < 0.05
