@@ -288,15 +288,15 @@ def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_fail
 
 
 def _more_seeds(row: Mapping[str, Any]) -> str:
-    """What many more seeds would make of an interval, where that is much."""
+    """What four times as many seeds would make of an interval, where that is much."""
     share = row["seed_share"]
     if share is None or share < _SEEDS_MATTER:
         return ""
     half = (row["difference"]["ci_high"] - row["difference"]["ci_low"]) / 2
     return (
-        f" Of this uncertainty {share:.0%} comes from initial weights and batches: with many more "
-        f"seeds the interval would reach about {np.sqrt(1 - share) * half:.4f} to each side, not "
-        f"{half:.4f}; beyond that only more test queries narrow it."
+        f" Of this uncertainty {share:.0%} comes from initial weights and batches: with four times "
+        f"as many seeds the interval would reach about {np.sqrt(1 - 0.75 * share) * half:.4f} to "
+        f"each side, not {half:.4f}."
     )
 
 

@@ -460,9 +460,9 @@ def compared(found, hand=None, *, validation=(0.6, 0.5), defined=None, empty="sk
     spread = np.zeros((1, 80)) if spread is None else spread
     tested = []
     for name, figure in figures.items():
-        by_seed = np.where(defined, figure + spread * (name == "found 1"), np.nan)
-        mean = {"ndcg@10": by_seed.mean(0)}
-        tested.append(Shown(0.1, [3], True, values[name], mean, by_seed))
+        off = spread * (name == "found 1")
+        by_seed, mean = (np.where(defined, figure + x, np.nan) for x in (off, off.mean(0)))
+        tested.append(Shown(0.1, [3], True, values[name], {"ndcg@10": mean}, by_seed))
     return compare(losses, [tested], metric="ndcg@10", empty=empty, seed=0)
 
 
@@ -497,10 +497,14 @@ def test_what_more_seeds_would_settle():
     interval = row_of(content, "found 1")["difference"]
     half = (interval["ci_high"] - interval["ci_low"]) / 2
     assert (
-        f"Of this uncertainty {share:.0%} comes from initial weights and batches: with many more "
-        f"seeds the interval would reach about {np.sqrt(1 - share) * half:.4f} to each side, not "
-        f"{half:.4f};"
+        f"Of this uncertainty {share:.0%} comes from initial weights and batches: with four times "
+        f"as many seeds the interval would reach about {np.sqrt(1 - 0.75 * share) * half:.4f} to "
+        f"each side, not {half:.4f}."
     ) in content["verdict"]
+    more = with_noise(0.1, seeds=16)  # and so it comes about
+    interval = row_of(more, "found 1")["difference"]
+    narrowed = (interval["ci_high"] - interval["ci_low"]) / 2
+    assert narrowed == pytest.approx(np.sqrt(1 - 0.75 * share) * half, rel=0.2)
     content = with_noise(0.01)
     assert row_of(content, "found 1")["seed_share"] < 0.05
     assert "seeds" not in content["verdict"]
