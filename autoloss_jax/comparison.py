@@ -294,8 +294,8 @@ def _more_seeds(row: Mapping[str, Any]) -> str:
         return ""
     half = (row["difference"]["ci_high"] - row["difference"]["ci_low"]) / 2
     return (
-        f" Of this uncertainty about {share:.0%} comes from initial weights and batches: with four "
-        f"times as many seeds the interval would reach about "
+        f" Of this uncertainty about {100 * share:.0f} % comes from initial weights and batches: "
+        f"with four times as many seeds the interval would reach about "
         f"{np.sqrt(1 - 0.75 * share) * half:.4f} to each side, not {half:.4f}."
     )
 

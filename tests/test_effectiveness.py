@@ -497,8 +497,8 @@ def test_what_more_seeds_would_settle():
     interval = row_of(content, "found 1")["difference"]
     half = (interval["ci_high"] - interval["ci_low"]) / 2
     assert (
-        f"Of this uncertainty about {share:.0%} comes from initial weights and batches: with four "
-        f"times as many seeds the interval would reach about "
+        f"Of this uncertainty about {100 * share:.0f} % comes from initial weights and batches: "
+        f"with four times as many seeds the interval would reach about "
         f"{np.sqrt(1 - 0.75 * share) * half:.4f} to each side, not {half:.4f}."
     ) in content["verdict"]
     more = with_noise(0.1, seeds=16)  # and so it comes about
