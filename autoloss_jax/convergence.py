@@ -229,8 +229,10 @@ class LossGroup:
             model, gradient, config.metric_cutoff, metric,
             rare=rare_buckets(train.rows, config.queries_per_step),
         )  # fmt: skip
-        # Of each run: all losses by the first learning rate, then by the second, and so on.
-        self._programs = encode([*losses] * len(rates)) if batched else None
+        # Of each run: all losses by the first learning rate, then by the second, and so on. On the
+        # host, where every block lays them out.
+        programs = encode([*losses] * len(rates)) if batched else None
+        self._programs = jax.tree.map(np.asarray, programs)
         self._count = len(losses) * len(rates)
         self._trainer = Trainer(self._training, self._count, mesh=mesh)
 

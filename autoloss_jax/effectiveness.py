@@ -294,18 +294,19 @@ def _test_fold(
         data = load()
         test = EvaluationQueries(data.test.buckets, max_label, metric)
 
+    name = _name(config, metric)
+
     def test_part(k: int) -> list[Tested]:
         if k == len(groups):
             validation = EvaluationQueries(data.validation.buckets, max_label, metric)
-            reference = [_test_lambdamart(fold, validation, test, config, _name(config, metric))]
+            reference = [_test_lambdamart(fold, validation, test, config, name)]
             tell(1.0)
             return reference
         converged = groups[k].converge(
             data, checkpoints[k], lambda share: tell((k + share) / len(checkpoints))
         )
         return [
-            _read_test(groups[k].model, one, data.test, test, config, _name(config, metric))
-            for one in converged
+            _read_test(groups[k].model, one, data.test, test, config, name) for one in converged
         ]
 
     for k in missing:
