@@ -260,7 +260,7 @@ class LossGroup:
             if not going.any():
                 break
             now = self._packed(now, going)
-            active = self._by_slot(now, going)
+            active = trainer.by_slot(now.slots, going)
             losses, rates = self._occupy(now)
             plans = [_plan(data, config, step)]
             runs = trainer.train(now.runs, losses, rates, active, data.train, plans)
@@ -271,7 +271,7 @@ class LossGroup:
             now = now._replace(
                 step=step,
                 runs=runs,
-                best=trainer.choose(self._by_slot(now, better), _params(runs), now.best),
+                best=trainer.choose(trainer.by_slot(now.slots, better), _params(runs), now.best),
                 best_value=np.where(better, means, now.best_value),
                 best_step=np.where(better, step, now.best_step),
             )
@@ -291,8 +291,7 @@ class LossGroup:
         block, state = checkpoints.latest(state) or (0, state)
         slots = np.array([trainer.slot(run) for run in range(self._count)])
         run = np.minimum(np.arange(self._count), state["best_step"].shape[1] - 1)
-        order = np.zeros(trainer.slots, int)  # the slots of no run only fill a batch
-        order[slots] = run
+        order = trainer.by_slot(slots, run)  # the slots of no run only fill a batch
         return Convergence(
             block * config.block_steps, slots, trainer.spread(state["runs"], order),
             trainer.spread(state["best"], order), state["best_value"][:, run],
@@ -314,12 +313,6 @@ class LossGroup:
 
     # --- what is trained, and what is chosen ---
 
-    def _by_slot(self, now: Convergence, of_runs: np.ndarray) -> np.ndarray:
-        """bool[..., slots] from bool[..., runs]; False for what only fills a batch."""
-        laid_out = np.zeros((*of_runs.shape[:-1], self._trainer.slots), bool)
-        laid_out[..., now.slots] = of_runs
-        return laid_out
-
     def _packed(self, now: Convergence, going: np.ndarray) -> Convergence:
         """Moves the runs that go on together, if that leaves chunks without any: those are free."""
         trainer = self._trainer
@@ -327,19 +320,17 @@ class LossGroup:
         first = np.argsort(~going, kind="stable")
         slots[first] = [trainer.slot(place) for place in range(self._count)]
         packed = now._replace(slots=slots)
-        chunks = [trainer.chunks_of(self._by_slot(x, going)) for x in (now, packed)]
+        chunks = [trainer.chunks_of(trainer.by_slot(x.slots, going)) for x in (now, packed)]
         if chunks[1] >= chunks[0]:
             return now
-        order = np.zeros(trainer.slots, int)
-        order[slots] = now.slots
+        order = trainer.by_slot(slots, now.slots)
         return packed._replace(
             runs=trainer.reorder(now.runs, order), best=trainer.reorder(now.best, order)
         )
 
     def _occupy(self, now: Convergence) -> tuple[Programs | None, np.ndarray]:
         """The losses and learning rates of all slots."""
-        run = np.zeros(self._trainer.slots, int)
-        run[now.slots] = np.arange(self._count)
+        run = self._trainer.by_slot(now.slots, np.arange(self._count))
         rates = np.array(self._config.learning_rates, np.float32)[run // len(self.places)]
         return jax.tree.map(lambda x: x[run], self._programs), rates
 

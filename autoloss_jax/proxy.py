@@ -31,7 +31,7 @@ from autoloss_jax.execution.programs import encode
 from autoloss_jax.feed import Feed
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.metrics import MetricPerQuery, ndcg_per_query
-from autoloss_jax.models import Linear
+from autoloss_jax.models import Attention, Linear
 from autoloss_jax.profile import Profile
 from autoloss_jax.trainer import Runs, Trainer
 from autoloss_jax.training import (
@@ -46,9 +46,10 @@ NO_UPDATE = "its gradient is zero on every batch"
 CONSTANT_SCORES = "its model gives all documents of a query the same score"
 FAILURES = (*FAULTS[1:], NO_UPDATE, CONSTANT_SCORES)
 """Why a candidate fails, though it was accepted."""
-LINEAR_LEARNING_RATE, LEARNING_RATE = 0.1, 0.01
-"""Of proxy runs: far below, a linear model stays near its initial weights, and rewards say little
-of how losses train to convergence (experiments/benchmarks/reward.py)."""
+LEARNING_RATES: dict[type[nn.Module], float] = {Linear: 0.1, Attention: 0.03}
+LEARNING_RATE = 0.01
+"""Of proxy runs of these models, and of others: far below, a short run stays near its initial
+weights, and says little of how losses train to convergence (experiments/benchmarks/reward.py)."""
 _TIED_QUERIES = 64  # of each replicate, by which constant scores are known
 
 
@@ -59,7 +60,7 @@ class ProxyConfig:
     Attributes:
       folds: cross-validation folds of the training queries.
       queries_per_step: of each update.
-      learning_rate: of Adam; 0: 0.1 for the linear model and 0.01 for others.
+      learning_rate: of Adam; 0: 0.1 for the linear model, 0.03 for attention, 0.01 for others.
       rung_steps: updates of one training block.
       rungs: training blocks of each rung; the better share goes on from rung to rung.
       keep: that share.
@@ -135,7 +136,7 @@ class ProxyTraining:
         """
         config.check()
         self.config = config
-        default = LINEAR_LEARNING_RATE if isinstance(model, Linear) else LEARNING_RATE
+        default = LEARNING_RATES.get(type(model), LEARNING_RATE)
         self.learning_rate = config.learning_rate or default
         self.capacity = capacity
         self.reference = reference
@@ -269,11 +270,9 @@ class ProxyTraining:
             found |= {run: (values[slot], steps, reasons.get(run, "")) for run, slot in at.items()}
             if halving and rung + 1 < len(self.config.rungs):
                 kept = self._survivors({run: found[run][0].mean() for run in at})
-                order = np.zeros(trainer.slots, int)
-                for place, run in enumerate(kept):
-                    order[trainer.slot(place)] = at[run]
-                runs = trainer.reorder(runs, order)
+                before = np.array([at[run] for run in kept])
                 at = {run: trainer.slot(place) for place, run in enumerate(kept)}
+                runs = trainer.reorder(runs, trainer.by_slot(np.array(list(at.values())), before))
         outcomes = _ordered_by_rung(
             [_outcome(*found[run], reference_values[found[run][1]])
              for run in range(1, len(losses))]

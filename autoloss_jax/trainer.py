@@ -82,6 +82,12 @@ class Trainer:
         each = self.batch // devices
         return batch * self.batch + place % devices * each + place // devices
 
+    def by_slot(self, slots: np.ndarray, of_runs: np.ndarray) -> np.ndarray:
+        """What runs have, [..., runs], laid out by their slots, [..., slots]: 0 where none is."""
+        laid_out = np.zeros((*of_runs.shape[:-1], self.slots), of_runs.dtype)
+        laid_out[..., slots] = of_runs
+        return laid_out
+
     def chunks_of(self, active: np.ndarray) -> int:
         """How many chunks the busiest device trains of each batch, together: what a step costs.
 

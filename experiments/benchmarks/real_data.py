@@ -27,6 +27,7 @@ import autoloss_jax as al
 from autoloss_jax.files import write_json
 from autoloss_jax.losses import HAND_DESIGNED
 from autoloss_jax.models import MODELS
+from autoloss_jax.proxy import ProxyConfig
 from autoloss_jax.statistics import bootstrap_interval, randomisation_p_value
 
 _DATA = flags.DEFINE_list("data", None, "Folders with the folders of folds in LETOR text.")
@@ -36,6 +37,9 @@ _BUDGET = flags.DEFINE_integer("budget", al.SearchConfig().budget, "Of each sear
 _PROPOSER = flags.DEFINE_string("proposer", al.SearchConfig().proposer, "Of each search.")
 _WARM_START = flags.DEFINE_bool("warm_start", False, "Of each search.")
 _TEST_SEEDS = flags.DEFINE_integer("test_seeds", al.EffectivenessConfig().seeds, "Of each test.", 1)
+_QUERIES = flags.DEFINE_integer(
+    "queries_per_step", al.EffectivenessConfig().queries_per_step, "Of each training.", 1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of every search and test.", 0)
 flags.mark_flags_as_required(["data", "out"])
 
@@ -50,10 +54,12 @@ def run_fold(data: Path, fold: Path, model: str) -> tuple[dict[str, Any], dict[s
     folder = Path(_OUT.value) / f"{data.name}-{fold.name}-{model}"
     search = al.SearchConfig(
         budget=_BUDGET.value, proposer=_PROPOSER.value, warm_start=_WARM_START.value, model=model,
-        seed=_SEED.value,
+        seed=_SEED.value, proxy=ProxyConfig(queries_per_step=_QUERIES.value),
     )  # fmt: skip
     result = al.search(dataset, search, out=str(folder / "search"))
-    test = al.EffectivenessConfig(model=model, seed=_SEED.value, seeds=_TEST_SEEDS.value)
+    test = al.EffectivenessConfig(
+        model=model, seed=_SEED.value, seeds=_TEST_SEEDS.value, queries_per_step=_QUERIES.value
+    )
     finalists = [finalist.expression for finalist in result.finalists]
     content = al.effectiveness_test(dataset, finalists, test, out=str(folder / "test"))
     every = per_query_values(folder / "test")
@@ -108,7 +114,7 @@ def main(argv: list[str]) -> None:
                 raise app.UsageError(f"--data: no folder Fold1, Fold2, ... in {data}")
             sets.append({"data": data.name, "model": model, **pooled(values, _SEED.value)})
             logging.info("%s", json.dumps(sets[-1]))
-    kept = (_MODELS, _BUDGET, _PROPOSER, _WARM_START, _TEST_SEEDS, _SEED)
+    kept = (_MODELS, _BUDGET, _PROPOSER, _WARM_START, _TEST_SEEDS, _QUERIES, _SEED)
     settings = {"data": [Path(data).name for data in _DATA.value]}
     settings |= {flag.name: flag.value for flag in kept}
     report = {"machine": _timing.machine(), "settings": settings, "sets": sets, "folds": rows}

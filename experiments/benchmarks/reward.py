@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import _timing
 import numpy as np
+from _rewards import RESAMPLES, rank_correlation, setting_name
 from _tasks import TASKS
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 import autoloss_jax as al
 from autoloss_jax.data import Dataset, Fold, concatenate, fit_scaling, make_dataset
@@ -64,7 +64,6 @@ SYNTHETIC_QUERIES = 2500
 TRAINED_QUERIES = 360
 """Of the synthetic ones, as many as the default has of them."""
 KEPT = 5
-RESAMPLES = 500
 
 
 class Rewards(NamedTuple):
@@ -157,10 +156,10 @@ def ways(
     errors = default.differences.std(2, ddof=1) / np.sqrt(queries)
     # Loss c with the seed c + k, for each k: no two neighbours share their weights and batches.
     own = (np.arange(count) + np.arange(seeds)[:, None]) % seeds
-    found = {f"as the search: {_name(*chosen)}": means}
+    found = {f"as the search: {setting_name(*chosen)}": means}
     for key, runs in measured.items():
         if key != chosen:
-            found[_name(*key)] = runs.differences.mean(2)
+            found[setting_name(*key)] = runs.differences.mean(2)
     found |= {
         "seeds of their own, not paired": default.values[own, np.arange(count)],
         "seeds of their own, paired with a reference each": means[own, np.arange(count)],
@@ -173,10 +172,6 @@ def ways(
         f"mean of {seeds} seeds": means.mean(0, keepdims=True),
     }
     return found
-
-
-def _name(rate: float, blocks: int) -> str:
-    return f"learning rate {rate:g}, {blocks * ProxyConfig().rung_steps} steps"
 
 
 def _shrunk(means: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -200,14 +195,6 @@ def figures(reward: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         ),
         "lost": float(best - np.mean(kept)),
     }
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's (1904) of values f64[count], -inf among them; 0 where all of one are equal."""
-    ranks = [stats.rankdata(values) for values in (a, b)]
-    if min(np.ptp(r) for r in ranks) == 0:
-        return 0.0
-    return float(np.corrcoef(ranks)[0, 1])
 
 
 def with_intervals(
@@ -272,7 +259,7 @@ def main(argv: list[str]) -> None:
     for rate, blocks in settings_to_measure(chosen):
         one_rung = dataclasses.replace(config, learning_rate=rate, rungs=(blocks,))
         measured[rate, blocks] = rewards(proxy_with(one_rung), losses)
-        logging.info("rewarded: %s", _name(rate, blocks))
+        logging.info("rewarded: %s", setting_name(rate, blocks))
     # Values lie part by part, the queries of the first part first.
     held_out = np.arange(measured[chosen].differences.shape[2]) < int(
         np.sum(queries.has_relevant() & (proxy.folds == 0))
