@@ -58,7 +58,7 @@ def ablation_test(
     Args:
       dataset: its folds, as `effectiveness_test` takes them.
       loss: the loss, its text, or a name of LOSSES.
-      config: the settings of the trainings; LambdaMART is left out.
+      config: the settings of the trainings; LambdaMART and fresh seeds are left out.
       metric: what is compared, instead of NDCG, as `effectiveness_test` takes it.
       out: the run folder of the test; ablation.json is written there.
       on_progress: called with a description and the share that is done.
@@ -72,7 +72,7 @@ def ablation_test(
     Raises:
       AutolossError: not a loss, or one that cannot be trained.
     """
-    config = replace(config or EffectivenessConfig(), lambdamart=False)
+    config = replace(config or EffectivenessConfig(), lambdamart=False, confirmation_seeds=0)
     whole = simplify(as_loss(resolve_loss(loss) if isinstance(loss, str) else loss))
     about = explain(whole)
     if not about.trains:

@@ -21,6 +21,11 @@ from autoloss_jax.statistics import (
 
 SIGNIFICANT = 0.05
 KINDS = ("found", "hand_designed", "reference")
+_COMPARED = (
+    "difference", "effect_size", "effect_size_interval", "p_value", "t_p_value", "wins", "ties",
+    "losses",
+)  # fmt: skip
+"""What a row has of its comparison with another."""
 _SEEDS_MATTER = 0.2  # from this share of the variance on, a verdict tells of more seeds
 
 
@@ -46,6 +51,36 @@ class Tested(NamedTuple):
     reason: str = ""  # why there is no figure, if there is none
 
 
+def chosen_by_validation(
+    losses: Sequence[Contender], folds: Sequence[Sequence[Tested]]
+) -> tuple[int | None, int]:
+    """The places of the found and of the hand-designed loss that a user would have taken.
+
+    No found one if none could be trained on all folds. Raises AutolossError if no hand-designed one
+    could be.
+    """
+    best: dict[str, int | None] = {
+        kind: max(
+            (k for k in _worked(folds, len(losses)) if losses[k].kind == kind),
+            key=lambda k: _validation(folds, k),
+            default=None,
+        )
+        for kind in KINDS
+    }
+    hand_designed = best["hand_designed"]
+    if hand_designed is None:
+        raise AutolossError("no hand-designed loss could be trained: every run turned non-finite")
+    return best["found"], hand_designed
+
+
+def _worked(folds: Sequence[Sequence[Tested]], count: int) -> list[int]:
+    return [k for k in range(count) if all(fold[k].test for fold in folds)]
+
+
+def _validation(folds: Sequence[Sequence[Tested]], place: int) -> float:
+    return float(np.mean([fold[place].validation for fold in folds]))
+
+
 def compare(
     losses: Sequence[Contender],
     folds: Sequence[Sequence[Tested]],
@@ -53,6 +88,7 @@ def compare(
     metric: str,
     empty: str,
     seed: int,
+    confirmed: Sequence[Sequence[Tested]] | None = None,
 ) -> dict[str, Any]:
     """What effectiveness.json holds of the comparison.
 
@@ -62,16 +98,13 @@ def compare(
       metric: the one the losses are compared by.
       empty: how queries count on which a metric is undefined: "skip", "zero" or "one".
       seed: of resampling.
+      confirmed: by fold, what fresh seeds showed of the two losses of `chosen_by_validation`, if
+        they were trained on such.
     """
-    worked = [k for k in range(len(losses)) if all(fold[k].test for fold in folds)]
+    best_found, best_hand = chosen_by_validation(losses, folds)
+    worked = _worked(folds, len(losses))
     figures = {k: _of_all_folds(folds, k) for k in worked}
-    validation = {k: float(np.mean([fold[k].validation for fold in folds])) for k in worked}
-    kinds = {kind: [k for k in worked if losses[k].kind == kind] for kind in KINDS}
-    if not kinds["hand_designed"]:
-        raise AutolossError("no hand-designed loss could be trained: every run turned non-finite")
-    # What validation queries choose is what a user would have taken.
-    best_hand = max(kinds["hand_designed"], key=lambda k: validation[k])
-    best_found = max(kinds["found"], key=lambda k: validation[k], default=None)
+    validation = {k: _validation(folds, k) for k in worked}
     values = {
         k: {name: counted(of_metric, empty) for name, of_metric in figures[k].items()}
         for k in worked
@@ -84,9 +117,14 @@ def compare(
     best_name = losses[best_hand].name
     _correct(rows, best_name)
     failed = [c for k, c in enumerate(losses) if k not in worked]
-    verdict = _verdict(rows, best_name, metric, any(c.kind == "found" for c in failed))
+    confirmation = None
+    if confirmed is not None and best_found is not None:
+        pair = (losses[best_found], losses[best_hand])
+        confirmation = _confirmation(pair, confirmed, metric, empty, seed)
+    found_failed = any(c.kind == "found" for c in failed)
+    verdict = _verdict(rows, best_name, metric, found_failed, confirmation)
     against = None
-    for k in kinds["reference"]:
+    for k in (k for k in worked if losses[k].kind == "reference"):
         own = max((x for x in worked if x != k), key=lambda x: validation[x])
         difference = values[own][metric] - values[k][metric]
         against = _against(losses[k].name, losses[own].name, difference, seed)
@@ -98,6 +136,7 @@ def compare(
         "metric": metric,
         "best_hand_designed": best_name,
         "best_found": None if best_found is None else losses[best_found].name,
+        "confirmation": confirmation,
         "against_reference": against,
         "empty": empty,
         "queries": len(undefined),
@@ -112,31 +151,76 @@ def compare(
     }
 
 
+def _confirmation(
+    pair: tuple[Contender, Contender],
+    folds: Sequence[Sequence[Tested]],
+    metric: str,
+    empty: str,
+    seed: int,
+) -> dict[str, Any]:
+    """How a found loss stands against a hand-designed one on fresh seeds, by what folds showed.
+
+    One comparison, named before its figures were known: there is nothing to correct. Without
+    `found` where one of the two could not be trained; then with the `failed` ones and why.
+    """
+    failed = {
+        loss.name: next((f[k].reason for f in folds if f[k].reason), "")
+        for k, loss in enumerate(pair)
+        if not all(fold[k].test for fold in folds)
+    }
+    if failed:
+        return {"seeds": None, "failed": failed, "found": None, "hand_designed": None}
+    values = [
+        {name: counted(of_metric, empty) for name, of_metric in _of_all_folds(folds, k).items()}
+        for k in range(2)
+    ]
+    found, hand_designed = _rows(values, 1, metric, seed)
+    by_seed = [_by_seed(folds, k, empty) for k in range(2)]
+    found["seed_share"] = _seed_share(*by_seed)
+    for k, row in enumerate((found, hand_designed)):
+        row |= _described(pair[k], [fold[k] for fold in folds])
+    hand_designed = {key: hand_designed[key] for key in hand_designed if key not in _COMPARED}
+    seeds = None if by_seed[0] is None else len(by_seed[0])
+    return {"seeds": seeds, "failed": {}, "found": found, "hand_designed": hand_designed}
+
+
 def per_query(
     content: Mapping[str, Any],
     losses: Sequence[Contender],
     folds: Sequence[Sequence[Tested]],
     query_ids: Sequence[str],
+    confirmed: Sequence[Sequence[Tested]] | None = None,
 ) -> dict[str, np.ndarray]:
     """The figures behind a comparison: what per_query.npz holds.
 
     Args:
       content: the comparison, as `compare` returned it for the same losses and folds.
       query_ids: of the test queries of all folds, "<fold>/<query>".
+      confirmed: as `compare` had it.
 
     Returns:
       `names` of the losses in the order of the comparison's rows, `query_ids`, `values`
       f64[losses, queries] of the metric they are compared by, the mean over seeds, NaN where the
-      metric is undefined, and `defined` bool[queries].
+      metric is undefined, and `defined` bool[queries]; and, of the two losses that were trained on
+      fresh seeds, `confirmed_names` and `confirmed_values`.
     """
     places = _places(content, losses)
     values = np.stack([_of_all_folds(folds, k)[content["metric"]] for k in places])
-    return {
+    arrays = {
         "names": np.array([losses[k].name for k in places]),
         "query_ids": np.array(query_ids),
         "values": values,
         "defined": ~np.isnan(values[0]),
     }
+    confirmation = content["confirmation"]
+    if confirmed is not None and confirmation is not None and not confirmation["failed"]:
+        arrays["confirmed_names"] = np.array(
+            [confirmation[kind]["name"] for kind in ("found", "hand_designed")]
+        )
+        arrays["confirmed_values"] = np.stack(
+            [_of_all_folds(confirmed, k)[content["metric"]] for k in range(2)]
+        )
+    return arrays
 
 
 def dumped_scores(
@@ -258,33 +342,56 @@ def _correct(rows: list[dict[str, Any]], best_hand: str) -> None:
         row.setdefault("t_p_value_corrected", 1.0)
 
 
-def _verdict(rows: list[dict[str, Any]], best_hand: str, metric: str, found_failed: bool) -> str:
+def _verdict(
+    rows: list[dict[str, Any]],
+    best_hand: str,
+    metric: str,
+    found_failed: bool,
+    confirmation: Mapping[str, Any] | None = None,
+) -> str:
     """One honest sentence on whether a found loss is better than the hand-designed ones.
 
-    It rests on the randomisation test, which assumes no distribution of the differences, and is
-    not given against the interval: a difference whose interval holds 0 is not shown, whatever p.
-    The t-test stands beside them in the rows.
+    It rests on fresh seeds, if there are such, and else on the seeds that also chose the loss and
+    its learning rate by validation queries, with p corrected for the number of found losses; on the
+    randomisation test, which assumes no distribution of the differences, and is not given against
+    the interval: a difference whose interval holds 0 is not shown, whatever p. The t-test stands
+    beside them in the rows.
     """
     found = [row for row in rows if row["kind"] == "found"]
     against = f"{best_hand}, the hand-designed loss that validation chooses"
     if not found:
         outcome = "could be trained" if found_failed else "was tested"
         return f"No found loss {outcome}; of the hand-designed ones validation chooses {best_hand}."
-    chosen = max(found, key=lambda row: row["validation"])
-    mean, low, high = (chosen["difference"][key] for key in ("mean", "ci_low", "ci_high"))
+    row, where = max(found, key=lambda row: row["validation"]), ""
+    if confirmation and not confirmation["failed"]:
+        row, where = confirmation["found"], f" on {confirmation['seeds']} fresh seeds"
+    mean, low, high = (row["difference"][key] for key in ("mean", "ci_low", "ci_high"))
+    p_value = row.get("p_value_corrected", row["p_value"])
+    corrected = f", corrected {p_value:.3g}" if "p_value_corrected" in row else ""
     figures = (
-        f"{_figures(chosen['difference'], metric)}, randomisation test p = "
-        f"{chosen['p_value']:.3g}, corrected {chosen['p_value_corrected']:.3g})"
+        f"{_figures(row['difference'], metric)}, randomisation test p = {row['p_value']:.3g}"
+        f"{corrected}){where}"
     )
-    significant = chosen["p_value_corrected"] < SIGNIFICANT and (low > 0 or high < 0)
+    unconfirmed = _unconfirmed(confirmation)
+    significant = p_value < SIGNIFICANT and (low > 0 or high < 0)
     if significant and mean > 0:
-        return f"The best found loss is better than {against}: {figures}."
+        return f"The best found loss is better than {against}: {figures}.{unconfirmed}"
     if significant:
-        return f"The best found loss is worse than {against}: {figures}. Use {best_hand}."
+        return (
+            f"The best found loss is worse than {against}: {figures}. Use {best_hand}.{unconfirmed}"
+        )
     return (
         f"No found loss is shown to be better than {against}: the best found one differs by "
-        f"{figures}, which is within what chance explains.{_more_seeds(chosen)}"
+        f"{figures}, which is within what chance explains.{_more_seeds(row)}{unconfirmed}"
     )
+
+
+def _unconfirmed(confirmation: Mapping[str, Any] | None) -> str:
+    """What kept fresh seeds from being compared, if anything did."""
+    if not confirmation or not confirmation["failed"]:
+        return ""
+    names = ", ".join(f"{name} ({why})" for name, why in confirmation["failed"].items())
+    return f" On fresh seeds training broke down under {names}, so nothing is confirmed."
 
 
 def _more_seeds(row: Mapping[str, Any]) -> str:

@@ -58,6 +58,9 @@ class EffectivenessConfig:
       features: how features are scaled, a name of TRANSFORMS.
       seed: of everything random.
       seeds: how many models of different initial weights and batches are trained.
+      confirmation_seeds: on so many fresh seeds the found and the hand-designed loss that
+        validation queries choose are trained again, each at its learning rate, and the verdict
+        rests on these; 0: on `seeds`.
       learning_rates: of Adam, from which validation queries choose one for each loss.
       queries_per_step: of each update.
       block_steps: updates between two looks at the validation queries.
@@ -77,6 +80,7 @@ class EffectivenessConfig:
     features: str = "standardize"
     seed: int = 0
     seeds: int = 3
+    confirmation_seeds: int = 24
     learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     queries_per_step: int = 32
     block_steps: int = 20
@@ -100,8 +104,9 @@ class EffectivenessConfig:
         for name in ("seeds", "block_steps", "patience", "max_steps", "queries_per_step"):
             if getattr(self, name) < 1:
                 raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.truncation_level < 0:
-            raise AutolossError(f"truncation_level is {self.truncation_level}, expected at least 0")
+        for name in ("confirmation_seeds", "truncation_level"):
+            if getattr(self, name) < 0:
+                raise AutolossError(f"{name} is {getattr(self, name)}, expected at least 0")
         if not 0 <= self.seed < 2**31:
             raise AutolossError(f"seed is {self.seed}, expected 0 to 2**31 - 1")
         if self.max_steps < self.block_steps:
@@ -175,20 +180,25 @@ class Convergence(NamedTuple):
 def group_losses(
     losses: Sequence[Expression], model: nn.Module, config: EffectivenessConfig, mesh: Mesh,
     train: BucketShapes, metric: MetricPerQuery | None = None,
+    rates: Sequence[float] | None = None,
 ) -> list["LossGroup"]:  # fmt: skip
     """All losses that fit a batched program as one group, and each other one by itself.
 
     `train`: the shapes of the training queries of all folds. `metric`: what validates, instead of
-    NDCG at the config's cutoff. Raises AutolossError if pairs are to be truncated and a loss does
-    not fit.
+    NDCG at the config's cutoff. `rates`: one of each loss, instead of the config's for all. Raises
+    AutolossError if pairs are to be truncated and a loss does not fit.
     """
     check_truncation(losses, config.truncation_level)
     fitting = [k for k, loss in enumerate(losses) if not unfit(loss)]
     others = [[k] for k in range(len(losses)) if k not in fitting]
+    tried = np.tile(np.array(config.learning_rates)[:, None], len(losses))
+    if rates is not None:
+        tried = np.array(rates)[None]
     return [
         LossGroup(
             places,
             [losses[k] for k in places],
+            tried[:, places],
             places == fitting,
             model,
             config,
@@ -205,6 +215,7 @@ class LossGroup:
 
     Attributes:
       places: of the losses among all.
+      losses: themselves.
       model: the ranker.
     """
 
@@ -212,6 +223,7 @@ class LossGroup:
         self,
         places: list[int],
         losses: Sequence[Expression],
+        rates: np.ndarray,
         batched: bool,
         model: nn.Module,
         config: EffectivenessConfig,
@@ -219,8 +231,9 @@ class LossGroup:
         train: BucketShapes,
         metric: MetricPerQuery | None,
     ) -> None:
-        self.places, self.model, self._config, self._metric = places, model, config, metric
-        rates = config.learning_rates
+        """`rates`: f64[tried, losses], the learning rates that each loss tries."""
+        self.places, self.losses, self.model = places, losses, model
+        self._config, self._metric = config, metric
         if batched:
             gradient = program_score_gradient(config.truncation_level)
         else:
@@ -233,8 +246,14 @@ class LossGroup:
         # host, where every block lays them out.
         programs = encode([*losses] * len(rates)) if batched else None
         self._programs = jax.tree.map(np.asarray, programs)
-        self._count = len(losses) * len(rates)
+        self._rates = rates.ravel()
+        self._count = rates.size
         self._trainer = Trainer(self._training, self._count, mesh=mesh)
+
+    @property
+    def trainings(self) -> int:
+        """How many there are of a fold: losses x learning rates x seeds."""
+        return self._count * self._config.seeds
 
     def converge(
         self, data: FoldData, checkpoints: PartCheckpoints, tell: Callable[[float], None]
@@ -331,13 +350,12 @@ class LossGroup:
     def _occupy(self, now: Convergence) -> tuple[Programs | None, np.ndarray]:
         """The losses and learning rates of all slots."""
         run = self._trainer.by_slot(now.slots, np.arange(self._count))
-        rates = np.array(self._config.learning_rates, np.float32)[run // len(self.places)]
+        rates = self._rates.astype(np.float32)[run]
         return jax.tree.map(lambda x: x[run], self._programs), rates
 
     def _chosen(self, loss: int, now: Convergence, faults: np.ndarray) -> Converged:
         """The learning rate that is best on validation, over all seeds."""
-        config, rates = self._config, self._config.learning_rates
-        values, steps = now.best_value, now.best_step
+        config, values, steps = self._config, now.best_value, now.best_step
         runs = range(loss, self._count, len(self.places))
         chosen = max(runs, key=lambda run: values[:, run].mean())
         if not np.isfinite(values[:, chosen]).all():  # every rate lost a seed: nothing to show
@@ -345,7 +363,7 @@ class LossGroup:
             reason = FAULTS[int(faults[:, runs].max()) or 2]
             return Converged(float("nan"), [], False, float("-inf"), None, reason)
         return Converged(
-            rates[runs.index(chosen)],
+            float(self._rates[chosen]),
             steps[:, chosen].tolist(),
             bool(steps[:, chosen].max() + config.patience * config.block_steps <= config.max_steps),
             float(values[:, chosen].mean()),

@@ -2,40 +2,38 @@
 
 Every loss gets the same: the same learning rates to choose from, the same seeds, the same batches,
 the same patience. Validation queries stop the training and choose the learning rate; test queries
-are read once, at the end.
+are read once, at the end. The two losses that validation queries choose, of the found and of the
+hand-designed ones, are trained again on many fresh seeds, on which the verdict rests.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from absl import logging
 
 from autoloss_jax import processes
-from autoloss_jax.comparison import Contender, Tested, compare, dumped_scores, per_query
-from autoloss_jax.convergence import (
-    Converged,
-    EffectivenessConfig,
-    FoldData,
-    FoldShapes,
-    LossGroup,
-    check_truncation,
-    group_losses,
+from autoloss_jax.comparison import (
+    Contender,
+    Tested,
+    compare,
+    dumped_scores,
+    per_query,
 )
-from autoloss_jax.data import Dataset, Fold
+from autoloss_jax.convergence import (
+    EffectivenessConfig,
+    check_truncation,
+)
+from autoloss_jax.data import Dataset
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.evaluation import EvaluationQueries
-from autoloss_jax.feed import Feed, check_placement
+from autoloss_jax.feed import check_placement
 from autoloss_jax.files import write_arrays, write_json
-from autoloss_jax.gbdt import train_lambdamart
-from autoloss_jax.interruption import PartCheckpoints
+from autoloss_jax.fold_tests import LAMBDAMART, FoldTests, metric_of
 from autoloss_jax.language.expressions import Expression
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
-from autoloss_jax.metrics import MetricPerQuery, metric_name, recorded_name
+from autoloss_jax.metrics import MetricPerQuery, recorded_name
 from autoloss_jax.models import describe_model, make_model
 from autoloss_jax.runs import (
     EFFECTIVENESS_FILE,
@@ -45,9 +43,6 @@ from autoloss_jax.runs import (
     open_run,
     read_result,
 )
-from autoloss_jax.training import candidates_mesh
-
-LAMBDAMART = Contender("lambdamart", None, "reference")
 
 
 def contenders(
@@ -153,52 +148,29 @@ def run_effectiveness(
         raise AutolossError("dump_scores is True, expected a run folder (out) to write them to")
     check_placement(placement)
     _check_relevance(dataset)
-    max_label = _highest_label(dataset)
-    shapes = FoldShapes.of(dataset.folds, config.max_buckets)
-    mesh = candidates_mesh()
-    groups = group_losses(
-        [c.expression for c in losses if c.expression is not None],
-        model or make_model(config.model),
-        config,
-        mesh,
-        shapes.train,
-        metric,
+    test = FoldTests(
+        dataset, config, model or make_model(config.model), metric, folder, placement, on_progress
     )
+    folds = test.all_losses(losses)
+    confirmed = test.confirmation(losses, folds)
     contenders = [*losses, LAMBDAMART] if config.lambdamart else list(losses)
-    tested = ["; ".join(str(losses[k].expression) for k in group.places) for group in groups]
-    tested += [LAMBDAMART.name] * config.lambdamart
-    parts = len(tested)  # of each fold
-    folds = []
-    for number, fold in enumerate(dataset.folds):
-
-        def tell(share: float, number: int = number, name: str = fold.name) -> None:
-            if on_progress is not None:
-                on_progress(f"fold {name}", (number + share) / len(dataset.folds))
-
-        checkpoints = [
-            PartCheckpoints(
-                folder, number * parts + k, names, config.max_steps // config.block_steps
-            )
-            for k, names in enumerate(tested)
-        ]
-        data = partial(FoldData, fold, shapes, config.features, mesh, placement)
-        folds.append(_test_fold(fold, data, max_label, groups, config, metric, checkpoints, tell))
     result = compare(
         contenders,
         folds,
-        metric=_name(config, metric),
+        metric=metric_of(config, metric),
         empty=config.empty,
         seed=config.seed,
+        confirmed=confirmed,
     )
     result |= {
         "folds": [fold.name for fold in dataset.folds],
         "seeds": config.seeds,
         "truncation_level": config.truncation_level,
-        "err_max_label": max_label,
+        "err_max_label": test.max_label,
     }
     _warn_of_limits(result["rows"], config)
     if folder is not None:
-        _write(folder, dataset, config, contenders, folds, result)
+        _write(folder, dataset, config, contenders, folds, confirmed, result)
     return result
 
 
@@ -221,11 +193,6 @@ def _warn_of_limits(rows: Sequence[Mapping[str, Any]], config: EffectivenessConf
             )  # fmt: skip
 
 
-def _name(config: EffectivenessConfig, metric: MetricPerQuery | None) -> str:
-    """Of what the losses are compared by."""
-    return metric_name(metric) if metric else f"ndcg@{config.metric_cutoff}"
-
-
 def _read_finished(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / EFFECTIVENESS_FILE
     if not path.exists():
@@ -240,12 +207,13 @@ def _write(
     config: EffectivenessConfig,
     losses: Sequence[Contender],
     folds: Sequence[Sequence[Tested]],
+    confirmed: Sequence[Sequence[Tested]] | None,
     result: dict[str, Any],
 ) -> None:
     """The files of the test; the last one marks it as finished."""
     tests = [fold.test for fold in dataset.folds]
     names = [f"{fold.name}/{name}" for fold in dataset.folds for name in fold.test.query_ids]
-    write_arrays(folder.path / PER_QUERY_FILE, per_query(result, losses, folds, names))
+    write_arrays(folder.path / PER_QUERY_FILE, per_query(result, losses, folds, names, confirmed))
     if config.dump_scores:
         lengths = np.concatenate([test.lengths for test in tests])
         documents = {
@@ -265,116 +233,3 @@ def _check_relevance(dataset: Dataset) -> None:
                 raise AutolossError(
                     f"{fold.name}: no {role} query has a relevant document, expected at least one"
                 )
-
-
-def _highest_label(dataset: Dataset) -> float:
-    """The top of the grades, which expected reciprocal rank is relative to."""
-    parts = (part for f in dataset.folds for part in (f.train, f.validation, f.test))
-    return max(float(part.labels.max()) for part in parts)
-
-
-def _test_fold(
-    fold: Fold,
-    load: Callable[[], FoldData],
-    max_label: float,
-    groups: Sequence[LossGroup],
-    config: EffectivenessConfig,
-    metric: MetricPerQuery | None,
-    checkpoints: Sequence[PartCheckpoints],
-    tell: Callable[[float], None],
-) -> list[Tested]:
-    """Trains every group on the fold, then reads its test queries; the reference comes last.
-
-    What the checkpoints know of a part is not done again.
-    """
-    stored = {k: part.tested() for k, part in enumerate(checkpoints)}
-    known = {k: tested for k, tested in stored.items() if tested is not None}
-    missing = [k for k in stored if k not in known]
-    if missing:
-        data = load()
-        test = EvaluationQueries(data.test.buckets, max_label, metric)
-
-    name = _name(config, metric)
-
-    def test_part(k: int) -> list[Tested]:
-        if k == len(groups):
-            validation = EvaluationQueries(data.validation.buckets, max_label, metric)
-            reference = [_test_lambdamart(fold, validation, test, config, name)]
-            tell(1.0)
-            return reference
-        converged = groups[k].converge(
-            data, checkpoints[k], lambda share: tell((k + share) / len(checkpoints))
-        )
-        return [
-            _read_test(groups[k].model, one, data.test, test, config, name) for one in converged
-        ]
-
-    for k in missing:
-        known[k] = test_part(k)
-        checkpoints[k].finish(known[k])
-    found: dict[int, Tested] = {}
-    for k, group in enumerate(groups):
-        found |= zip(group.places, known[k], strict=True)
-    reference = known[len(groups)] if config.lambdamart else []
-    return [found[place] for place in range(len(found))] + reference
-
-
-def _read_test(
-    model: nn.Module,
-    converged: Converged,
-    feed: Feed,
-    test: EvaluationQueries,
-    config: EffectivenessConfig,
-    metric: str,
-) -> Tested:
-    rate, steps, enough, validation, params, reason = converged
-    tested = Tested(rate, steps, enough, validation, test={}, reason=reason)
-    if params is None:
-        return tested
-    scores = []
-    for s in range(config.seeds):
-        one = jax.tree.map(lambda x, s=s: x[s], params)
-        padded = (_scores(model, one, batch.features, batch.mask) for batch, _ in feed.lists())
-        scores.append(test.flatten(padded))
-    return _measured(tested, np.stack(scores), test, config, metric)
-
-
-def _test_lambdamart(
-    fold: Fold,
-    validation: EvaluationQueries,
-    test: EvaluationQueries,
-    config: EffectivenessConfig,
-    metric: str,
-) -> Tested:
-    reference = train_lambdamart(
-        fold, validation, metric=metric, seed=config.seed, seeds=config.seeds,
-    )  # fmt: skip
-    settings = reference.settings
-    tested = Tested(
-        settings["learning_rate"], reference.trees, reference.converged, reference.validation,
-        test={}, settings=settings,
-    )  # fmt: skip
-    return _measured(tested, reference.scores, test, config, metric)
-
-
-def _measured(
-    tested: Tested,
-    scores: np.ndarray,
-    test: EvaluationQueries,
-    config: EffectivenessConfig,
-    metric: str,
-) -> Tested:
-    """With the figures of scores f32[seeds, documents], and the scores themselves if wanted."""
-    seeds = [test.measure(of_seed) for of_seed in scores]
-    figures = {name: np.mean([seed[name] for seed in seeds], axis=0) for name in seeds[0]}
-    return tested._replace(
-        test=figures,
-        by_seed=np.stack([seed[metric] for seed in seeds]),
-        scores=scores if config.dump_scores else None,
-    )
-
-
-@partial(jax.jit, static_argnums=0)
-def _scores(model: nn.Module, params: Any, features: jax.Array, mask: jax.Array) -> jax.Array:
-    scores: Any = model.apply(params, features, mask)
-    return scores

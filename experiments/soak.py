@@ -112,7 +112,7 @@ def _test(dataset: al.Dataset, run: int, folder: Path) -> int:
     """Tests a hostile loss and a drawn one. Returns how many models it trained."""
     config = al.EffectivenessConfig(
         model="linear", seed=_SEED.value + run, seeds=1, learning_rates=(0.01, 0.1), block_steps=4,
-        patience=2, max_steps=24, max_buckets=1,
+        patience=2, max_steps=24, max_buckets=1, confirmation_seeds=2,
     )  # fmt: skip
     found = [al.parse(HOSTILE[run // TESTED % len(HOSTILE)])]
     found += al.random_expressions(jax.random.key(run), 1)

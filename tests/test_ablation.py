@@ -31,7 +31,7 @@ from autoloss_jax.statistics import bootstrap_interval, randomisation_p_value
 ROOT = Path(__file__).parents[1]
 CONFIG = EffectivenessConfig(
     model="linear", seeds=2, learning_rates=(0.01, 0.1), queries_per_step=16, block_steps=5,
-    patience=2, max_steps=30, max_buckets=1,
+    patience=2, max_steps=30, max_buckets=1, confirmation_seeds=0,
 )  # fmt: skip
 RANKNET = "sum_ij(softplus(s_j - s_i), where=y_i > y_j)"
 # What is left of it without ranknet ranks the wrong way round.
@@ -124,7 +124,7 @@ def test_the_file_is_what_is_returned_and_a_second_call_reads_it(
     data, content, folder, monkeypatch
 ):
     assert json.loads((folder / ABLATION_FILE).read_text()) == json.loads(json.dumps(content))
-    monkeypatch.setattr("autoloss_jax.effectiveness._test_fold", None)  # nothing trains again
+    monkeypatch.setattr("autoloss_jax.effectiveness.FoldTests", None)  # nothing trains again
     assert json.loads(json.dumps(ablation_test(data, LOSS, CONFIG, out=str(folder)))) == (
         json.loads(json.dumps(content))
     )

@@ -26,7 +26,7 @@ SMALL = [
     "--budget=4", "--proposals=16", "--proposer=random", "--model=linear", "--hall_of_fame=4",
     "--fresh_seeds=1", "--finalists=2", "--proxy_rung_steps=4", "--proxy_rungs=1,1",
     "--test_seeds=1", "--max_buckets=1", "--test_learning_rates=0.01", "--test_max_steps=40",
-    "--hand_designed=mse,softmax", "--compilation_cache=none",
+    "--test_confirmation_seeds=2", "--hand_designed=mse,softmax", "--compilation_cache=none",
 ]  # fmt: skip
 
 

@@ -154,11 +154,12 @@ SMALL = {
         "--fresh_seeds=1", "--finalists=2", "--proxy_rung_steps=4", "--proxy_rungs=1,1",
         "--hand_designed=mse,softmax", "--test_seeds=1", "--max_buckets=1",
         "--test_learning_rates=0.01", "--test_max_steps=20", "--compilation_cache=none",
-        "--data_cache=none", "--dump_scores",
+        "--test_confirmation_seeds=2", "--data_cache=none", "--dump_scores",
     ],
     "test": [
         "--model=linear", "--test_seeds=1", "--max_buckets=1", "--test_learning_rates=0.01",
-        "--test_max_steps=20", "--compilation_cache=none", "--data_cache=none",
+        "--test_confirmation_seeds=2", "--test_max_steps=20", "--compilation_cache=none",
+        "--data_cache=none",
     ],
     "data": ["--data_cache=none"],
 }  # fmt: skip

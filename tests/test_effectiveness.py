@@ -9,7 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from autoloss_jax import comparison, convergence, effectiveness, evaluation, gbdt, trainer
+from autoloss_jax import (
+    comparison,
+    convergence,
+    effectiveness,
+    evaluation,
+    fold_tests,
+    gbdt,
+    trainer,
+)  # fmt: skip
 from autoloss_jax.comparison import Contender, compare
 from autoloss_jax.comparison import Tested as Shown  # a name in Test is collected as a test
 from autoloss_jax.data import Dataset, Fold, Queries, make_dataset, synthetic
@@ -29,12 +37,13 @@ from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import ndcg_per_query
 from autoloss_jax.models import MLP
 from autoloss_jax.runs import EFFECTIVENESS_FILE, PER_QUERY_FILE, TEST_SCORES_FILE
+from autoloss_jax.statistics import randomisation_p_value
 from autoloss_jax.trainer import Trainer
 from autoloss_jax.training import CPU_CHUNK
 
 CONFIG = EffectivenessConfig(
     model="linear", seeds=2, learning_rates=(0.003, 0.1), queries_per_step=8, block_steps=3,
-    patience=2, max_steps=12, max_buckets=1,
+    patience=2, max_steps=12, max_buckets=1, confirmation_seeds=0,
 )  # fmt: skip
 HAND = ["ranknet", "softmax"]
 # Nothing the batched path holds: pairs see the scores as differences only.
@@ -384,14 +393,14 @@ def test_folds_share_every_compiled_program(found):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train_runs", "evaluate_runs"):
             patch.setattr(trainer, name, spied(getattr(trainer, name)))
-        sizes = [effectiveness._scores._cache_size(), evaluation._measure._cache_size()]
+        sizes = [fold_tests._scores._cache_size(), evaluation._measure._cache_size()]
         content = effectiveness_test(
             make_dataset("three", folds), [*found, UNFIT], config, hand_designed=["ranknet"]
         )
     # At most, for jax may have dropped one.
     assert len(programs) == 2 * 2
     assert all(program._cache_size() <= 1 for program in programs)
-    assert effectiveness._scores._cache_size() <= sizes[0] + config.max_buckets
+    assert fold_tests._scores._cache_size() <= sizes[0] + config.max_buckets
     assert evaluation._measure._cache_size() <= sizes[1] + config.max_buckets
     assert content["folds"] == ["Fold40", "Fold64", "Fold55"]
     assert [len(row["learning_rate"]) for row in content["rows"]] == [3, 3, 3]
@@ -444,7 +453,10 @@ def test_scores_have_to_be_written_somewhere(data):
 # --- the verdict ---
 
 
-def compared(found, hand=None, *, validation=(0.6, 0.5), defined=None, empty="skip", spread=None):
+def compared(
+    found, hand=None, *, validation=(0.6, 0.5), defined=None, empty="skip", spread=None,
+    confirmed=None,
+):  # fmt: skip
     """The comparison of given per-query figures of one found and two hand-designed losses.
 
     spread: f64[seeds, queries], by which each seed of the found loss is off.
@@ -463,7 +475,7 @@ def compared(found, hand=None, *, validation=(0.6, 0.5), defined=None, empty="sk
         off = spread * (name == "found 1")
         by_seed, mean = (np.where(defined, figure + x, np.nan) for x in (off, off.mean(0)))
         tested.append(Shown(0.1, [3], True, values[name], {"ndcg@10": mean}, by_seed))
-    return compare(losses, [tested], metric="ndcg@10", empty=empty, seed=0)
+    return compare(losses, [tested], metric="ndcg@10", empty=empty, seed=0, confirmed=confirmed)
 
 
 def test_verdicts():
@@ -510,6 +522,104 @@ def test_what_more_seeds_would_settle():
     assert "seeds" not in content["verdict"]
     assert row_of(with_noise(0.1, seeds=1), "found 1")["seed_share"] is None
     assert row_of(content, "a")["seed_share"] is None  # the best itself
+
+
+# --- the confirmation ---
+
+
+@pytest.fixture(scope="module")
+def confirmed(data, found, tmp_path_factory):
+    """A test with a confirmation, and its folder."""
+    folder = tmp_path_factory.mktemp("confirmed")
+    config = dataclasses.replace(CONFIG, confirmation_seeds=3)
+    told = []
+    content = effectiveness_test(
+        data, found, config, hand_designed=HAND, out=str(folder),
+        on_progress=lambda text, share: told.append((text, share)),
+    )  # fmt: skip
+    return content, read_arrays(folder / PER_QUERY_FILE), told
+
+
+def test_the_two_that_validation_chooses_are_trained_on_fresh_seeds(data, found, result, confirmed):
+    content, arrays, _ = confirmed
+    confirmation, best = content["confirmation"], content["best_hand_designed"]
+    assert (confirmation["seeds"], confirmation["failed"]) == (3, {})
+    assert content["rows"] == result["rows"]  # which are as without it
+    assert result["confirmation"] is None
+    assert arrays["confirmed_names"].tolist() == ["found 1", best]
+    for kind, name, of_queries in zip(
+        ("found", "hand_designed"), ("found 1", best), arrays["confirmed_values"], strict=True
+    ):
+        row, chosen = confirmation[kind], row_of(content, name)
+        for key in ("name", "formula", "kind", "learning_rate"):
+            assert row[key] == chosen[key]
+        assert [len(steps) for steps in row["steps"]] == [3]
+        # The same as a test of this loss alone, at its rate, with the seed of the confirmation.
+        alone = dataclasses.replace(
+            CONFIG, seeds=3, seed=CONFIG.seed + fold_tests._FRESH,
+            learning_rates=tuple(row["learning_rate"]),
+        )  # fmt: skip
+        losses = {"found": (found, HAND[:1]), "hand_designed": ([], [best])}[kind]
+        expected = row_of(effectiveness_test(data, losses[0], alone, hand_designed=losses[1]), name)
+        means, *others = ([r["test"][m]["mean"] for m in METRICS] for r in (row, expected, chosen))
+        assert means == others[0] != others[1]
+        assert np.nanmean(of_queries) == pytest.approx(row["test"]["ndcg@10"]["mean"], abs=1e-12)
+    difference = np.subtract(*arrays["confirmed_values"])
+    row = confirmation["found"]
+    assert row["difference"]["mean"] == pytest.approx(np.nanmean(difference), abs=1e-12)
+    assert row["p_value"] == randomisation_p_value(difference[arrays["defined"]], CONFIG.seed)
+    assert "p_value_corrected" not in row  # one comparison
+    assert f"{row['difference']['mean']:+.4f}" in content["verdict"]
+    assert "on 3 fresh seeds" in content["verdict"]
+
+
+def test_progress_tells_of_the_confirmation_and_ends_at_one(confirmed):
+    texts, shares = zip(*confirmed[2], strict=True)
+    assert list(dict.fromkeys(texts)) == ["fold Fold1", "confirmation, fold Fold1"]
+    assert list(shares) == sorted(shares)
+    # Three losses at two rates with two seeds, then two losses with three seeds.
+    last = max(share for text, share in confirmed[2] if text == "fold Fold1")
+    assert last <= 12 / 18 < shares[-1] <= 1
+
+
+def test_the_verdict_rests_on_the_fresh_seeds():
+    noise = np.random.default_rng(1).normal(0, 0.02, 80)
+    base = np.random.default_rng(0).uniform(0.3, 0.7, 80)
+
+    def shown(figures, reason=""):
+        test = {} if reason else {"ndcg@10": figures}
+        seeds = None if reason else np.stack([figures] * 5)
+        return Shown(0.1, [3], True, 0.5, test, seeds, reason=reason)
+
+    def verdict(first, fresh, reason=""):
+        pair = [shown(base + fresh + noise, reason), shown(base)]
+        content = compared(first + noise, confirmed=[pair])
+        return content["verdict"], content["confirmation"]
+
+    text, confirmation = verdict(-0.05, 0.05)
+    assert text.startswith("The best found loss is better than a, ")
+    assert text.endswith(") on 5 fresh seeds.")
+    assert "corrected" not in text
+    assert confirmation["seeds"] == 5
+    text, _ = verdict(0.05, -0.05)
+    assert text.startswith("The best found loss is worse than a, ")
+    assert text.endswith(" on 5 fresh seeds. Use a.")
+    text, confirmation = verdict(0.05, 0.05, "the scores of its model are not finite")
+    assert confirmation == {
+        "seeds": None, "failed": {"found 1": "the scores of its model are not finite"},
+        "found": None, "hand_designed": None,
+    }  # fmt: skip
+    assert text.startswith("The best found loss is better than a, ")  # by the first seeds
+    assert text.endswith(
+        "On fresh seeds training broke down under found 1 (the scores of its model are not "
+        "finite), so nothing is confirmed."
+    )
+
+
+def test_without_a_found_loss_nothing_is_confirmed(data):
+    config = dataclasses.replace(CONFIG, confirmation_seeds=3)
+    content = effectiveness_test(data, [], config, hand_designed=HAND)
+    assert content["confirmation"] is None
 
 
 def reference_compared(difference, found=0.01):

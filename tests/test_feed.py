@@ -88,7 +88,7 @@ def test_pieces_change_no_value_but_by_rounding(data, monkeypatch):
 def test_the_effectiveness_test_is_the_same_bit_for_bit(data, small_pieces, monkeypatch):
     config = EffectivenessConfig(
         model="linear", seeds=2, learning_rates=(0.01, 0.1), block_steps=3, patience=1,
-        max_steps=6, queries_per_step=9, max_buckets=2,
+        max_steps=6, queries_per_step=9, max_buckets=2, confirmation_seeds=0,
     )  # fmt: skip
     made = []
     original = convergence.Feed

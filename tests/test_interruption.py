@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from autoloss_jax import (
     convergence,
-    effectiveness,
+    fold_tests,
     gbdt,
     interruption,
     processes,
@@ -27,6 +28,7 @@ from autoloss_jax.runs import EFFECTIVENESS_FILE, PER_QUERY_FILE, TEST_SCORES_FI
 CONFIG = EffectivenessConfig(
     model="linear", seeds=2, learning_rates=(0.003, 0.03, 0.1), queries_per_step=8, block_steps=3,
     patience=2, max_steps=12, max_buckets=1, lambdamart=True, dump_scores=True,
+    confirmation_seeds=2,
 )  # fmt: skip
 FOUND = [
     parse("sum_ij(square(relu(1 - (s_i - s_j))), where=y_i > y_j)"),
@@ -79,14 +81,6 @@ def results(folder):
     return [(folder / name).read_bytes() for name in RESULTS]
 
 
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """The results of a test that was never interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(data, folder)
-    return results(folder)
-
-
 class Killed(Exception):
     """As if the process ended."""
 
@@ -106,10 +100,32 @@ def count_calls(patch, owner, name, limit=None):
     return calls
 
 
-def test_killed_after_every_block_it_trains_none_twice(data, whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    """The results of a test that was never interrupted, and how many blocks it trained."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
         blocks = count_calls(patch, convergence, "_plan")
-        run(data, tmp_path / "whole")
+        run(data, folder)
+    confirmation = json.loads((folder / EFFECTIVENESS_FILE).read_text())["confirmation"]
+    assert confirmation["seeds"] == CONFIG.confirmation_seeds
+    return results(folder), len(blocks)
+
+
+@pytest.fixture(scope="module")
+def whole(uninterrupted):
+    return uninterrupted[0]
+
+
+@pytest.fixture(scope="module")
+def blocks_of_whole(uninterrupted):
+    assert uninterrupted[1] > PARTS // 3 * 2 * BLOCKS  # the confirmation's are the others
+    return uninterrupted[1]
+
+
+def test_killed_after_every_block_it_trains_none_twice(
+    data, whole, blocks_of_whole, tmp_path, monkeypatch
+):
     trained, kills = 0, 0
     while not (tmp_path / "killed" / EFFECTIVENESS_FILE).exists():
         with monkeypatch.context() as patch:
@@ -120,8 +136,8 @@ def test_killed_after_every_block_it_trains_none_twice(data, whole, tmp_path, mo
                 kills += 1
         trained += len(again)
     assert results(tmp_path / "killed") == whole
-    assert trained == len(blocks)
-    assert kills == len(blocks) - 1
+    assert trained == blocks_of_whole
+    assert kills == blocks_of_whole - 1
 
 
 def kill_in_block(patch, count):
@@ -129,7 +145,9 @@ def kill_in_block(patch, count):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_it_may_go_on_with_other_devices_and_another_batch(data, whole, tmp_path, devices):
+def test_it_may_go_on_with_other_devices_and_another_batch(
+    data, whole, blocks_of_whole, tmp_path, devices
+):
     """Begun on two devices in one batch, it goes on in halved ones."""
     with pytest.MonkeyPatch.context() as patch:
         kill_in_block(patch, 2)
@@ -137,7 +155,7 @@ def test_it_may_go_on_with_other_devices_and_another_batch(data, whole, tmp_path
             run(data, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         mesh = training.candidates_mesh(jax.devices()[:devices])
-        patch.setattr(effectiveness, "candidates_mesh", lambda: mesh)
+        patch.setattr(fold_tests, "candidates_mesh", lambda: mesh)
         blocks = kill_in_block(patch, None)
         first = trainer.Trainer.train
         failures = []
@@ -154,7 +172,7 @@ def test_it_may_go_on_with_other_devices_and_another_batch(data, whole, tmp_path
     assert failures
     # Two of the first group's blocks were not trained again, after the failure either; the one
     # that failed was planned twice.
-    assert len(blocks) == PARTS // 3 * 2 * BLOCKS - 2 + 1
+    assert len(blocks) == blocks_of_whole - 2 + 1
 
 
 def test_preempted_processes_save_where_they_stop(data, whole, tmp_path, monkeypatch):
@@ -184,7 +202,7 @@ def damage(path):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_damaged_checkpoints_cost_time_and_nothing_else(
-    data, whole, tmp_path, monkeypatch, caplog, count
+    data, whole, blocks_of_whole, tmp_path, monkeypatch, caplog, count
 ):
     """Killed in the second part's last block, the newest files of both kinds are damaged."""
     with monkeypatch.context() as patch:
@@ -206,8 +224,8 @@ def test_damaged_checkpoints_cost_time_and_nothing_else(
     left = [f"going on from the one before, {newest[0].with_name('00000006.msgpack')}",
             "is left: what it knew is done again, from the beginning"]  # fmt: skip
     assert left[count == 3] in caplog.text
-    # The first part again, the second from its last good block, and the second fold.
-    assert len(blocks) == BLOCKS + (2 if count == 1 else BLOCKS) + 2 * BLOCKS
+    # The first part again, the second from its last good block, and what comes after.
+    assert len(blocks) == BLOCKS + (2 if count == 1 else BLOCKS) + blocks_of_whole - 2 * BLOCKS
 
 
 def test_a_checkpoint_is_due_when_it_costs_little_of_the_time_since_the_last(monkeypatch, tmp_path):

@@ -46,6 +46,7 @@ LAYERS = (
     "evaluation",
     "gbdt",
     "convergence",
+    "fold_tests",
     "effectiveness",
     "export",
     "explain",

@@ -33,7 +33,7 @@ class PerQuery(NamedTuple):
 
     names: list[str]
     query_ids: list[str]
-    values: np.ndarray  # f64[losses, queries], the mean over seeds
+    values: np.ndarray  # f64[losses, queries], the mean over seeds: fresh ones where there are such
 
     def difference(self, name: str, other: str) -> "QueryDifferences | None":
         """Of two losses, where both have a value; None if a loss is not there or nothing is."""
@@ -101,6 +101,17 @@ class RunFiles:
         """The tested row of the best found loss."""
         name = (self.effectiveness or {}).get("best_found")
         return next((row for row in self.rows if name and row.get("name") == name), None)
+
+    @property
+    def confirmation(self) -> dict[str, Any] | None:
+        """What fresh seeds showed of the best found loss and the one to beat; None without such."""
+        content = (self.effectiveness or {}).get("confirmation")
+        return content if isinstance(content, dict) and content.get("found") else None
+
+    @property
+    def verdict_row(self) -> dict[str, Any] | None:
+        """The row of the best found loss that the verdict rests on: of fresh seeds, if any."""
+        return self.confirmation["found"] if self.confirmation else self.best_row
 
     @property
     def best_hand_designed(self) -> str | None:
@@ -183,6 +194,9 @@ def read_run(folder: str | os.PathLike[str]) -> RunFiles:
     )
 
 
+_CONFIRMED = ("confirmed_names", "confirmed_values")
+
+
 def _read_per_query(path: Path) -> PerQuery | None:
     if not path.exists():
         return None
@@ -190,9 +204,13 @@ def _read_per_query(path: Path) -> PerQuery | None:
         # Opened here, because numpy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             names, ids, values = (content[key] for key in ("names", "query_ids", "values"))
+            confirmed = {key: content[key] for key in _CONFIRMED if key in content}
         values = np.asarray(values, np.float64)
         if values.shape != (len(names), len(ids)):
             raise ValueError(f"values of shape {values.shape}")
+        if confirmed:
+            places = [names.tolist().index(name) for name in confirmed["confirmed_names"]]
+            values[places] = confirmed["confirmed_values"]
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise AutolossError(
             f"{path} is damaged ({error}): expected names, query_ids and values [names, "

@@ -139,7 +139,7 @@ def _opening(named: Sequence[NamedRun]) -> Html:
 
 
 def _side_by_side(named: Sequence[NamedRun]) -> Section:
-    differences = [as_estimate((e.run.best_row or {}).get("difference")) for e in named]
+    differences = [as_estimate((e.run.verdict_row or {}).get("difference")) for e in named]
     scale = interval_scale([d for d in differences if d], [0.0])
     columns = (
         Column("run", "name"),
@@ -151,7 +151,7 @@ def _side_by_side(named: Sequence[NamedRun]) -> Section:
     )
     body, found = [], []
     for entry, difference in zip(named, differences, strict=True):
-        row, run = entry.run.best_row or {}, entry.run
+        row, run = entry.run.verdict_row or {}, entry.run
         words = wording.interval(row.get("difference"), signed=True)
         style = wording.style(row)
         plot: Any = NOTHING

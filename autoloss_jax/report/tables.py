@@ -47,10 +47,14 @@ def effectiveness_table(effectiveness: Mapping[str, Any]) -> Table:
         "rate",
     ):
         table.add_column(_text(heading), justify="right")
-    for row in sorted_rows(effectiveness.get("rows", ()), metric):
+    confirmation = effectiveness.get("confirmation") or {}
+    fresh = [confirmation[kind] for kind in ("found", "hand_designed") if confirmation.get(kind)]
+    rows = [(row, "") for row in sorted_rows(effectiveness.get("rows", ()), metric)]
+    rows += [(row, f", {confirmation.get('seeds')} fresh seeds") for row in fresh]
+    for row, seeds in rows:
         test = row.get("test") or {}
         table.add_row(
-            _text(str(row.get("name"))),
+            _text(f"{row.get('name')}{seeds}"),
             _text(KINDS.get(str(row.get("kind")), str(row.get("kind")))),
             _text(interval(test.get(metric))),
             _text(interval(row.get("difference"), signed=True)),

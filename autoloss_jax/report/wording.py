@@ -78,8 +78,8 @@ class Outcome(enum.Enum):
 
 
 def outcome(run: RunFiles) -> Outcome:
-    """The verdict in a word, from the row of the best found loss."""
-    row = run.best_row
+    """The verdict in a word, from the row that it rests on."""
+    row = run.verdict_row
     if row is None:
         return Outcome.NOTHING_FOUND if run.best_hand_designed else Outcome.UNKNOWN
     p, difference = row.get("p_value_corrected"), row.get("difference")

@@ -20,6 +20,14 @@ def per_query_values(folder: Path) -> dict[str, np.ndarray]:
     return dict(zip(arrays["names"].tolist(), arrays["values"], strict=True))
 
 
+def confirmed_values(folder: Path) -> np.ndarray:
+    """f64[2, queries]: of the found and of the hand-designed loss that validation chose.
+
+    On fresh seeds; NaN where undefined. Raises KeyError if the test did not train on such.
+    """
+    return read_arrays(folder / PER_QUERY_FILE)["confirmed_values"]
+
+
 def against_hand_designed(values: Mapping[str, np.ndarray], name: str, seed: int) -> dict[str, Any]:
     """A loss against every hand-designed one, on the queries on which the metric is defined.
 

@@ -62,7 +62,9 @@ def attempt(name: str, task: Task, seed: int) -> dict[str, Any]:
     )  # fmt: skip
     result = al.search(dataset, search, metric=task.metric, out=str(folder / "search"))
     found = [finalist.expression for finalist in result.finalists]
-    test = al.EffectivenessConfig(model=_MODEL.value, seed=seed, learning_rates=LEARNING_RATES)
+    test = al.EffectivenessConfig(
+        model=_MODEL.value, seed=seed, learning_rates=LEARNING_RATES, confirmation_seeds=0
+    )
     content = al.effectiveness_test(
         dataset, [*found, al.parse(task.truth)], test, metric=task.metric,
         out=str(folder / "test"),

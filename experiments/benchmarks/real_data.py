@@ -6,8 +6,9 @@ Every fold is a search on its training queries and a test of the finalists and a
 losses on its test queries, with the settings that `autoloss run` has by default; what the program
 itself says of the fold is its verdict. Then the folds of a data set are taken together: the found
 loss that validation chose in each against every hand-designed one, by a paired randomisation test
-over the test queries of all folds with Holm's correction (`against`), and against the hand-designed
-loss that validation chose in each fold (`by_validation`), which is what a user would have had.
+over the test queries of all folds with Holm's correction (`against`), and, on the fresh seeds of
+the confirmation, against the hand-designed loss that validation chose in each fold
+(`by_validation`), which is what a user would have had.
 
 Interrupted, the same command goes on: every search and test has a run folder below `--out`.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import _timing
 import numpy as np
-from _contest import SIGNIFICANT, against_hand_designed, per_query_values
+from _contest import SIGNIFICANT, against_hand_designed, confirmed_values, per_query_values
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
@@ -47,8 +48,8 @@ flags.mark_flags_as_required(["data", "out"])
 def run_fold(data: Path, fold: Path, model: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """One search and its test: what came out, and the figures of each loss by test query.
 
-    Of the figures, those of the found loss that validation chooses are under "found", and those of
-    the hand-designed one under "by_validation".
+    Of the figures, those of the found loss that validation chooses are under "found"; what fresh
+    seeds show of it and of the hand-designed one is under "confirmed" and "by_validation".
     """
     dataset = al.load_dataset(str(fold))
     folder = Path(_OUT.value) / f"{data.name}-{fold.name}-{model}"
@@ -64,10 +65,12 @@ def run_fold(data: Path, fold: Path, model: str) -> tuple[dict[str, Any], dict[s
     content = al.effectiveness_test(dataset, finalists, test, out=str(folder / "test"))
     every = per_query_values(folder / "test")
     rows = {row["name"]: row for row in content["rows"]}
-    found, by_validation = content["best_found"], content["best_hand_designed"]
+    found, confirmation = content["best_found"], content["confirmation"]
+    confirmed, by_validation = confirmed_values(folder / "test")
     values = {name: every[name] for name in every if name in HAND_DESIGNED} | {
         "found": every[found],
-        "by_validation": every[by_validation],
+        "confirmed": confirmed,
+        "by_validation": by_validation,
     }
     row = {
         "data": data.name,
@@ -75,8 +78,9 @@ def run_fold(data: Path, fold: Path, model: str) -> tuple[dict[str, Any], dict[s
         "model": model,
         "seed": _SEED.value,
         "formula": rows[found]["formula"],
-        "best_hand_designed": by_validation,
+        "best_hand_designed": content["best_hand_designed"],
         "test": rows[found]["difference"],
+        "confirmed": {k: confirmation["found"][k] for k in ("difference", "p_value", "seed_share")},
         "verdict": content["verdict"],
     }
     return row, values
@@ -85,7 +89,7 @@ def run_fold(data: Path, fold: Path, model: str) -> tuple[dict[str, Any], dict[s
 def pooled(values: list[dict[str, np.ndarray]], seed: int) -> dict[str, Any]:
     """The test queries of all folds together."""
     together = {name: np.concatenate([v[name] for v in values]) for name in values[0]}
-    difference = together["found"] - together["by_validation"]
+    difference = together["confirmed"] - together["by_validation"]
     difference = difference[np.isfinite(difference)]
     return {
         "queries": len(difference),

@@ -226,7 +226,11 @@ def phase_two(
 ) -> np.ndarray:
     """The mean test metric of each loss, -inf for one that could not be trained."""
     config = al.EffectivenessConfig(
-        model=_MODEL.value, seed=seed, seeds=2, learning_rates=_learning_rates()
+        model=_MODEL.value,
+        seed=seed,
+        seeds=2,
+        confirmation_seeds=0,
+        learning_rates=_learning_rates(),
     )
     content = al.effectiveness_test(
         dataset, losses, config, hand_designed=["softmax"], metric=metric

@@ -7,7 +7,7 @@ ARGUMENTS = [
     "--budget=30", "--proposals=12", "--proposer=evolution", "--model=linear", "--hall_of_fame=4",
     "--fresh_seeds=1", "--finalists=2", "--proxy_rung_steps=4", "--proxy_rungs=1,1",
     "--max_buckets=1", "--test_seeds=2", "--test_learning_rates=0.003,0.03", "--test_block_steps=4",
-    "--test_max_steps=24", "--hand_designed=mse,softmax",
+    "--test_confirmation_seeds=2", "--test_max_steps=24", "--hand_designed=mse,softmax",
 ]  # fmt: skip
 
 

@@ -284,7 +284,7 @@ def test_phase_ii_with_a_loss_whose_every_model_fails(tmp_path, monkeypatch):
     data = synthetic(num_queries=60, num_features=6, list_length=(3, 6))
     config = EffectivenessConfig(
         model="linear", seeds=2, learning_rates=(0.003, 0.1), queries_per_step=8, block_steps=3,
-        patience=2, max_steps=6, max_buckets=1,
+        patience=2, max_steps=6, max_buckets=1, confirmation_seeds=0,
     )  # fmt: skip
     good = parse("sum_ij(square(relu(1 - (s_i - s_j))), where=y_i > y_j)")
 

@@ -49,7 +49,8 @@ def test_a_search_starts_no_process_and_unpacks_no_code(tmp_path):
         "autoloss", "run", "--budget=2", "--proposals=8", "--proposer=random", "--model=linear",
         "--hall_of_fame=2", "--fresh_seeds=1", "--finalists=1", "--proxy_rung_steps=2",
         "--proxy_rungs=1", "--test_seeds=1", "--max_buckets=1", "--test_learning_rates=0.01",
-        "--test_max_steps=20", "--hand_designed=mse", f"--out={tmp_path / 'run'}",
+        "--test_confirmation_seeds=2", "--test_max_steps=20", "--hand_designed=mse",
+        f"--out={tmp_path / 'run'}",
         f"--compilation_cache={tmp_path / 'cache'}",
     ]  # fmt: skip
     done = subprocess.run(

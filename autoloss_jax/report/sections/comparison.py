@@ -52,6 +52,7 @@ def comparison(run: RunFiles) -> Section:
         _TITLE,
         _ANCHOR,
         markup.paragraph(_reading(best, metric)),
+        *_confirmed(run),
         markup.legend(_legend(rows)),
         markup.table(columns, body, "cards"),
         markup.paragraph(_test_note(content), "note"),
@@ -108,6 +109,24 @@ def _reading(best: str, metric: str) -> str:
         "and its line the 95 % interval; right is better. Where the line crosses the dashed 0, "
         "chance explains the difference."
     )
+
+
+def _confirmed(run: RunFiles) -> list[Html]:
+    """A paragraph on the fresh seeds that the verdict rests on, if there are such."""
+    confirmation = run.confirmation
+    if confirmation is None:
+        return []
+    found, other = confirmation["found"], confirmation["hand_designed"]
+    means = [number(wording.mean_of(row, run.metric)) for row in (found, other)]
+    return [
+        markup.paragraph(
+            f"The verdict rests on other trainings, of the loss marked here and of "
+            f"{other.get('name')} alone: on {confirmation.get('seeds')} fresh seeds their "
+            f"{run.metric_title} is {means[0]} and {means[1]}, a difference of "
+            f"{wording.interval(found.get('difference'), signed=True)}, "
+            f"p = {wording.p_value(found)}."
+        )
+    ]
 
 
 def _legend(rows: list[Mapping[str, Any]]) -> list[tuple[str, str]]:

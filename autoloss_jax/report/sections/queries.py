@@ -28,7 +28,7 @@ def best_tally(run: RunFiles) -> WinTieLoss | None:
     differences = _differences(run)
     if differences is not None:
         return win_tie_loss(differences.values)
-    counts = [(run.best_row or {}).get(key) for key in ("wins", "ties", "losses")]
+    counts = [(run.verdict_row or {}).get(key) for key in ("wins", "ties", "losses")]
     return WinTieLoss(*map(int, counts)) if all(map(is_number, counts)) else None  # type: ignore
 
 

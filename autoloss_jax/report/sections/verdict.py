@@ -50,7 +50,7 @@ def _advice(run: RunFiles, result: Outcome) -> str:
     if best is None or result is Outcome.UNKNOWN:
         return ""
     advice = f"What to do: train with {best}."
-    difference = (run.best_row or {}).get("difference")
+    difference = (run.verdict_row or {}).get("difference")
     if result is Outcome.NOT_SHOWN and isinstance(difference, dict):
         low, high = difference.get("ci_low"), difference.get("ci_high")
         if is_number(low) and is_number(high):
@@ -65,7 +65,7 @@ def _glance(run: RunFiles) -> list[tuple[str, str, str]]:
     """Name, figure and remark of what matters most, as far as it is recorded."""
     facts = []
     best, content = run.best_hand_designed, run.effectiveness or {}
-    row = run.best_row
+    row = run.verdict_row
     if row and best:
         mean = row.get("difference")
         mean = mean.get("mean") if isinstance(mean, dict) else mean
