@@ -22,9 +22,27 @@ def test_differences_leave_out_what_is_undefined(tmp_path, example):
     assert per_query.difference("a", "b") is None
 
 
+def test_figures_of_fresh_seeds_take_the_place_of_the_others(tmp_path, example):
+    arrays = {
+        "names": np.array(["a", "b", "c"]),
+        "query_ids": np.array(["1", "2"]),
+        "values": np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]),
+        "confirmed_names": np.array(["c", "a"]),
+        "confirmed_values": np.array([[0.7, 0.8], [0.9, np.nan]]),
+    }
+    per_query = read_run(example.write_folder(tmp_path / "run", per_query=arrays)).per_query
+    np.testing.assert_array_equal(per_query.values, [[0.9, np.nan], [0.3, 0.4], [0.7, 0.8]])
+
+
+CONFIRMED = {"names": np.array(["a"]), "query_ids": np.array(["1"]), "values": np.zeros((1, 1))}
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
+        CONFIRMED | {"confirmed_names": np.array(["b"]), "confirmed_values": np.zeros((1, 1))},
+        CONFIRMED | {"confirmed_names": np.array(["a"]), "confirmed_values": np.zeros((1, 2))},
+        CONFIRMED | {"confirmed_names": np.array(["a"])},
         {"names": np.array(["a"])},
         {"names": np.array(["a"]), "query_ids": np.array(["1"]), "values": np.zeros((2, 1))},
         {"names": np.array(["a"]), "query_ids": np.array(["1"]), "values": np.array([["x"]])},

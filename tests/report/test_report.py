@@ -142,6 +142,36 @@ def test_the_verdict_says_what_to_do(full, example, p, mean, heading, advice):
     assert ('al.compile_loss(al.LOSSES["lambdarank"])' in text) == ("lambdarank" in advice)
 
 
+def test_the_verdict_rests_on_fresh_seeds(full, example):
+    """Whatever the row of the table says, heading, advice and counts are those of fresh seeds."""
+    content = example.effectiveness()
+    content["confirmation"] = example.confirmation(-0.02, 0.01)
+    (full / "effectiveness.json").write_text(json.dumps(content))
+    arrays = example.per_query([row["name"] for row in content["rows"]])
+    arrays["confirmed_names"] = np.array(["found 1", "lambdarank"])
+    arrays["confirmed_values"] = np.stack([np.arange(1240) % 2 * 0.5, np.full(1240, 0.25)])
+    np.savez(full / "per_query.npz", **arrays)
+    text = page(full).text
+    assert "The found loss is worse" in text
+    assert (
+        "on 24 fresh seeds their NDCG@10 is 0.4500 and 0.4700, a difference of −0.0200 "
+        "[−0.0325, −0.0075], p = 0.010."
+    ) in text
+    assert "found 1 ranks 620 better than lambdarank, 0 the same and 620 worse" in text
+    assert "620 / 0 / 620" in text
+
+
+def test_a_confirmation_that_failed_leaves_the_table(full, example):
+    content = example.effectiveness()
+    content["confirmation"] = {
+        "seeds": None, "failed": {"found 1": "why"}, "found": None, "hand_designed": None,
+    }  # fmt: skip
+    (full / "effectiveness.json").write_text(json.dumps(content))
+    text = page(full).text
+    assert "A better loss was found" in text
+    assert "fresh seeds their" not in text
+
+
 def test_a_test_of_hand_designed_losses_alone_recommends_one(tmp_path, example):
     content = example.effectiveness() | {"best_found": None}
     content["rows"] = [row for row in content["rows"] if row["kind"] == "hand_designed"]

@@ -34,6 +34,19 @@ def test_losses_stand_in_the_order_of_their_test_metric():
         assert part in text
 
 
+def test_figures_of_fresh_seeds_come_last(example):
+    content = example.effectiveness() | {"confirmation": example.confirmation(-0.02, 0.0123)}
+    lines = printed(effectiveness_table(content)).splitlines()
+    found, other = (
+        next(line for line in lines if f"{name}, 24 fresh seeds" in line)
+        for name in ("found 1", "lambdarank")
+    )
+    assert lines.index(other) == lines.index(found) + 1 > len(content["rows"])
+    for part in ("0.4500", "−0.0200 [−0.0325, −0.0075]", "0.012"):
+        assert part in found
+    assert "0.4700" in other
+
+
 def test_finalists_as_object_and_as_list():
     row = {"formula": "mean_i(s_i)", "size": 2, "reward": -0.01, "reward_se": 0.002,
            "selection_reward": 0.03}  # fmt: skip
