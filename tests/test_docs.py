@@ -235,10 +235,13 @@ ELSEWHERE = {
     "effectiveness.json": {
         "rows[].settings[].*",
         "failure_reasons.*",
+        "confirmation",
+        "confirmation.failed.*",
         *(name for name in documented("effectiveness.json") if "against_reference." in name),
     },
 }
-"""What other runs leave: on accelerators, elsewhere, with another metric, with the reference."""
+"""What other runs leave: on accelerators, elsewhere, of another metric, with the reference, with
+trainings that break down, without a found loss."""
 
 
 @pytest.mark.slow

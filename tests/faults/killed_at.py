@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autoloss_jax import convergence, effectiveness, files, interruption, runs
+from autoloss_jax import convergence, effectiveness, files, fold_tests, interruption, runs
 from autoloss_jax.cli import commands, main
 from autoloss_jax.proxy import ProxyTraining
 
@@ -29,7 +29,7 @@ CALLS = {
     "opening": (runs, "repair_ledger"),
     "proxy training": (ProxyTraining, "run"),
     "test training": (convergence, "_plan"),
-    "reading test queries": (effectiveness, "_read_test"),
+    "reading test queries": (fold_tests, "_read_test"),
     "comparing": (effectiveness, "compare"),
     "report": (commands, "write_report"),
 }

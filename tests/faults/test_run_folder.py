@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from autoloss_jax import convergence, effectiveness, files, interruption, runs
+from autoloss_jax import convergence, files, fold_tests, interruption, runs
 from autoloss_jax.cli import commands, main
 from autoloss_jax.files import read_json, read_ledger
 from autoloss_jax.proxy import ProxyTraining
@@ -162,7 +162,7 @@ def test_a_damaged_line_of_the_ledger_is_named_and_the_search_can_be_done_again(
 STOPS = [  # what is called for the which time when the signal comes
     (ProxyTraining, "run", 2, signal.SIGTERM),
     (convergence, "_plan", 4, signal.SIGINT),
-    (effectiveness, "_read_test", 3, signal.SIGTERM),
+    (fold_tests, "_read_test", 3, signal.SIGTERM),
     (commands, "write_report", 1, signal.SIGINT),
 ]
 
