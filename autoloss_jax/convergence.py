@@ -41,6 +41,7 @@ from autoloss_jax.metrics import MetricPerQuery
 from autoloss_jax.models import make_model
 from autoloss_jax.trainer import Runs, Trainer
 from autoloss_jax.training import (
+    CPU_CHUNK,
     FAULTS,
     RankerTraining,
     exact_score_gradient,
@@ -58,9 +59,9 @@ class EffectivenessConfig:
       features: how features are scaled, a name of TRANSFORMS.
       seed: of everything random.
       seeds: how many models of different initial weights and batches are trained.
-      confirmation_seeds: on so many fresh seeds the found and the hand-designed loss that
-        validation queries choose are trained again, each at its learning rate, and the verdict
-        rests on these; 0: on `seeds`.
+      confirmation_seeds: on so many fresh seeds, or up to the next multiple of `seeds`, the found
+        and the hand-designed loss that validation queries choose are trained again, each at its
+        learning rate, and the verdict rests on these; 0: on `seeds`.
       learning_rates: of Adam, from which validation queries choose one for each loss.
       queries_per_step: of each update.
       block_steps: updates between two looks at the validation queries.
@@ -185,8 +186,9 @@ def group_losses(
     """All losses that fit a batched program as one group, and each other one by itself.
 
     `train`: the shapes of the training queries of all folds. `metric`: what validates, instead of
-    NDCG at the config's cutoff. `rates`: one of each loss, instead of the config's for all. Raises
-    AutolossError if pairs are to be truncated and a loss does not fit.
+    NDCG at the config's cutoff. `rates`: one of each loss, instead of the config's for all; so few
+    runs train in chunks of one. Raises AutolossError if pairs are to be truncated and a loss does
+    not fit.
     """
     check_truncation(losses, config.truncation_level)
     fitting = [k for k, loss in enumerate(losses) if not unfit(loss)]
@@ -205,6 +207,7 @@ def group_losses(
             mesh,
             train,
             metric,
+            CPU_CHUNK if rates is None else 1,
         )
         for places in ([fitting] if fitting else []) + others
     ]
@@ -230,6 +233,7 @@ class LossGroup:
         mesh: Mesh,
         train: BucketShapes,
         metric: MetricPerQuery | None,
+        cpu_chunk: int,
     ) -> None:
         """`rates`: f64[tried, losses], the learning rates that each loss tries."""
         self.places, self.losses, self.model = places, losses, model
@@ -240,7 +244,7 @@ class LossGroup:
             gradient = exact_score_gradient(losses[0])
         self._training = RankerTraining(
             model, gradient, config.metric_cutoff, metric,
-            rare=rare_buckets(train.rows, config.queries_per_step),
+            rare=rare_buckets(train.rows, config.queries_per_step), cpu_chunk=cpu_chunk,
         )  # fmt: skip
         # Of each run: all losses by the first learning rate, then by the second, and so on. On the
         # host, where every block lays them out.

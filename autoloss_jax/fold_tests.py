@@ -55,10 +55,9 @@ class FoldTests:
         self.max_label = _highest_label(dataset)
         self._shapes = FoldShapes.of(dataset.folds, config.max_buckets)
         self._mesh = candidates_mesh()
-        self._load = [
-            partial(FoldData, fold, self._shapes, config.features, self._mesh, placement)
-            for fold in dataset.folds
-        ]
+        self._placement = placement
+        self._loaded: tuple[int, FoldData] | None = None  # the last fold that was trained on
+        self._lots = -(-config.confirmation_seeds // config.seeds)
         self._parts = 0  # begun so far, over all folds
         self._trainings = self._done = 0  # of all that there are to be
 
@@ -66,29 +65,36 @@ class FoldTests:
         """By fold, what it shows of each loss, and then of the reference, if there is one."""
         config = self._config
         groups = self._groups([c.expression for c in losses if c.expression is not None], config)
-        confirmed = 2 * config.confirmation_seeds * any(c.kind == "found" for c in losses)
-        of_fold = sum(group.trainings for group in groups) + confirmed
-        self._trainings = of_fold * len(self._load)
-        return [self._test_fold(f, groups, config) for f in range(len(self._load))]
+        confirmed = 2 * self._lots * config.seeds * any(c.kind == "found" for c in losses)
+        folds = range(len(self._dataset.folds))
+        self._trainings = len(folds) * (sum(group.trainings for group in groups) + confirmed)
+        return [self._test_fold(f, groups, config) for f in folds]
 
     def confirmation(
         self, losses: Sequence[Contender], folds: Sequence[Sequence[Tested]]
     ) -> list[list[Tested]] | None:
-        """By fold, what fresh seeds show of the two losses that validation chooses."""
+        """By fold, what fresh seeds show of the two losses that validation chooses.
+
+        They are tested in lots of as many seeds as the test has, each lot as the test tests: a loss
+        is done when none of a lot's models has become better for a while.
+        """
         found, hand_designed = chosen_by_validation(losses, folds)
-        if not self._config.confirmation_seeds or found is None:
+        if not self._lots or found is None:
             return None
-        fresh = replace(
-            self._config, seed=(self._config.seed + _FRESH) % 2**31,
-            seeds=self._config.confirmation_seeds, lambdamart=False, dump_scores=False,
-        )  # fmt: skip
         pair = [e for k in (found, hand_designed) if (e := losses[k].expression) is not None]
         tested = []
         for f, fold in enumerate(folds):
             rates = [fold[k].learning_rate for k in (found, hand_designed)]
-            groups = self._groups(pair, fresh, rates)
             about = f"confirmed at {rates[0]:g} and {rates[1]:g}: "
-            tested.append(self._test_fold(f, groups, fresh, "confirmation, ", about))
+            lots = []
+            for lot in range(self._lots):
+                fresh = replace(
+                    self._config, seed=(self._config.seed + _FRESH + lot) % 2**31,
+                    lambdamart=False, dump_scores=False,
+                )  # fmt: skip
+                groups = self._groups(pair, fresh, rates)
+                lots.append(self._test_fold(f, groups, fresh, "confirmation, ", about))
+            tested.append([_merged(of_loss) for of_loss in zip(*lots, strict=True)])
         return tested
 
     def _groups(
@@ -98,6 +104,17 @@ class FoldTests:
         return group_losses(
             losses, self._model, config, self._mesh, self._shapes.train, self._metric, rates
         )
+
+    def _data(self, number: int) -> FoldData:
+        """The queries of a fold; those of the last one stay until another's are asked for."""
+        if self._loaded is None or self._loaded[0] != number:
+            self._loaded = None  # before the next one takes its place in memory
+            fold, features = self._dataset.folds[number], self._config.features
+            self._loaded = (
+                number,
+                FoldData(fold, self._shapes, features, self._mesh, self._placement),
+            )
+        return self._loaded[1]
 
     def _test_fold(
         self, number: int, groups: Sequence[LossGroup], config: EffectivenessConfig,
@@ -127,7 +144,7 @@ class FoldTests:
         known = {k: tested for k, tested in stored.items() if tested is not None}
         missing = [k for k in stored if k not in known]
         if missing:
-            data = self._load[number]()
+            data = self._data(number)
             test = EvaluationQueries(data.test.buckets, self.max_label, metric)
         name = metric_of(config, metric)
 
@@ -153,6 +170,20 @@ class FoldTests:
             found |= zip(group.places, known[k], strict=True)
         reference = known[len(groups)] if config.lambdamart else []
         return [found[place] for place in range(len(found))] + reference
+
+
+def _merged(lots: Sequence[Tested]) -> Tested:
+    """What lots of equally many seeds showed of one loss, as one test of all their seeds."""
+    failed = [lot for lot in lots if not lot.test]
+    if failed:
+        return failed[0]
+    return lots[0]._replace(
+        steps=[step for lot in lots for step in lot.steps],
+        converged=all(lot.converged for lot in lots),
+        validation=float(np.mean([lot.validation for lot in lots])),
+        test={name: np.mean([lot.test[name] for lot in lots], axis=0) for name in lots[0].test},
+        by_seed=np.concatenate([lot.by_seed for lot in lots if lot.by_seed is not None]),
+    )
 
 
 def metric_of(config: EffectivenessConfig, metric: MetricPerQuery | None) -> str:

@@ -64,7 +64,7 @@ class Trainer:
         self.training = training
         self.count = count
         self.mesh = candidates_mesh() if mesh is None else mesh
-        self.batch = padded_count(count, self.mesh)
+        self.batch = padded_count(count, training, self.mesh)
         self._profile = profile or Profile()
         self._train = train_runs(training, self.mesh)
         self._evaluate = evaluate_runs(training, self.mesh)
@@ -93,7 +93,7 @@ class Trainer:
 
         active: bool[slots].
         """
-        shape = len(active) // self.batch, self.mesh.size, -1, chunk_size(self.mesh)
+        shape = len(active) // self.batch, self.mesh.size, -1, chunk_size(self.training, self.mesh)
         return int(active.reshape(shape).any(-1).sum(-1).max(-1).sum())
 
     # --- memory ---
@@ -113,7 +113,7 @@ class Trainer:
                 self._halve(error)
 
     def _halve(self, error: BaseException) -> None:
-        chunk = chunk_size(self.mesh)
+        chunk = chunk_size(self.training, self.mesh)
         least = chunk * self.mesh.size
         reason = str(error).partition("\n")[0]
         if self.batch == least:
@@ -122,7 +122,7 @@ class Trainer:
                 f"each of {self.mesh.size} devices): {reason}. Expected a smaller model, fewer "
                 "queries a step, or data that is streamed"
             ) from error
-        before, self.batch = self.batch, padded_count(self.batch // 2, self.mesh)
+        before, self.batch = self.batch, padded_count(self.batch // 2, self.training, self.mesh)
         logging.warning(
             "out of memory: the candidate batch is halved, from %d to %d runs, and what they were "
             "at is done again (%s)", before, self.batch, reason,

@@ -36,7 +36,8 @@ _RUNS = P(None, "candidates")  # the layout of what leads with [replicates, runs
 _EACH = P("candidates")  # and of what leads with [runs]
 
 CPU_CHUNK = 4
-"""Runs trained side by side on one CPU device: fewer leave the processor idle, more the cache."""
+"""Runs trained side by side on one CPU device: fewer leave the processor idle, more the cache.
+Where there are fewer than devices have places for, a chunk of one wastes nothing."""
 ACCELERATOR_CHUNK = 64
 """The same on a GPU or TPU, which needs thousands of queries at once to be busy; not measured."""
 
@@ -89,6 +90,7 @@ class RankerTraining:
       metric: what it is evaluated by instead.
       rare: length buckets that few steps have a query of (`data.rare_buckets`); the others skip
         them. Each is compiled apart.
+      cpu_chunk: runs trained side by side on one CPU device. The last bits depend on it.
     """
 
     model: nn.Module
@@ -96,6 +98,7 @@ class RankerTraining:
     metric_cutoff: int | None = 10
     metric: MetricPerQuery | None = None
     rare: tuple[int, ...] = ()
+    cpu_chunk: int = CPU_CHUNK
 
     def init(self, key: Array, batch: ListBatch) -> RunState:
         """A fresh run; `batch` gives the shapes only."""
@@ -242,15 +245,15 @@ def candidates_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
-def chunk_size(mesh: Mesh) -> int:
+def chunk_size(training: RankerTraining, mesh: Mesh) -> int:
     """Runs trained side by side on one device of the mesh. The last bits depend on it."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK
+    return training.cpu_chunk if on_cpu else ACCELERATOR_CHUNK
 
 
-def padded_count(count: int, mesh: Mesh) -> int:
+def padded_count(count: int, training: RankerTraining, mesh: Mesh) -> int:
     """The least number of runs that fills chunks on every device of the mesh."""
-    multiple = chunk_size(mesh) * mesh.size
+    multiple = chunk_size(training, mesh) * mesh.size
     return -(-count // multiple) * multiple
 
 
@@ -357,7 +360,7 @@ def train_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., RunState]:
       `chunk_size` runs of which none is active are left as they are, at no cost), and plan rows
       [replicates, steps, slots]. `runs` fills chunks on every device of the mesh (`padded_count`).
     """
-    size = chunk_size(mesh)
+    size = chunk_size(training, mesh)
 
     def local(
         states: RunState, losses: Any, rates: Array, active: Array, batches: Any, plan: Any
@@ -390,7 +393,7 @@ def evaluate_runs(training: RankerTraining, mesh: Mesh) -> Callable[..., Array]:
       rows [replicates, pieces, slots], and the metric's values f32[runs, replicates,
       pieces * slots]. Values of chunks that are not active are NaN.
     """
-    size = chunk_size(mesh)
+    size = chunk_size(training, mesh)
 
     def local(states: RunState, active: Array, batches: Any, plan: Any) -> Array:
         shape = (size, plan.rows[0].shape[1], sum(rows.shape[2] for rows in plan.rows))

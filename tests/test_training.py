@@ -1,5 +1,6 @@
 """Training: one run, many runs beside each other, many devices."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -373,8 +374,13 @@ def test_later_calls_compile_nothing(setting, compiled_on_two):
 
 
 def test_runs_are_padded_to_fill_every_device(compiled, compiled_on_two):
-    assert [padded_count(n, compiled[-1]) for n in (1, CPU_CHUNK, CPU_CHUNK + 1)] == [4, 4, 8]
-    assert [padded_count(n, compiled_on_two[-1]) for n in (1, 8, 9)] == [8, 8, 16]
+    training = RankerTraining(Small(), program_score_gradient(), 5)
+    for mesh, counts in ((compiled[-1], [4, 4, 8]), (compiled_on_two[-1], [8, 8, 16])):
+        runs = (1, CPU_CHUNK * mesh.size, CPU_CHUNK * mesh.size + 1)
+        assert [padded_count(n, training, mesh) for n in runs] == counts
+        alone = dataclasses.replace(training, cpu_chunk=1)
+        assert padded_count(1, alone, mesh) == mesh.size
+        assert padded_count(2, alone, mesh) == 2
 
 
 def test_start_is_not_used_up(setting, compiled):
