@@ -21,11 +21,6 @@ from autoloss_jax.statistics import (
 
 SIGNIFICANT = 0.05
 KINDS = ("found", "hand_designed", "reference")
-_COMPARED = (
-    "difference", "effect_size", "effect_size_interval", "p_value", "t_p_value", "wins", "ties",
-    "losses",
-)  # fmt: skip
-"""What a row has of its comparison with another."""
 _SEEDS_MATTER = 0.2  # from this share of the variance on, a verdict tells of more seeds
 
 
@@ -177,11 +172,13 @@ def _confirmation(
     found, hand_designed = _rows(values, 1, metric, seed)
     by_seed = [_by_seed(folds, k, empty) for k in range(2)]
     found["seed_share"] = _seed_share(*by_seed)
-    for k, row in enumerate((found, hand_designed)):
-        row |= _described(pair[k], [fold[k] for fold in folds])
-    hand_designed = {key: hand_designed[key] for key in hand_designed if key not in _COMPARED}
-    seeds = None if by_seed[0] is None else len(by_seed[0])
-    return {"seeds": seeds, "failed": {}, "found": found, "hand_designed": hand_designed}
+    of_found, of_other = (_described(pair[k], [fold[k] for fold in folds]) for k in range(2))
+    return {
+        "seeds": None if by_seed[0] is None else len(by_seed[0]),
+        "failed": {},
+        "found": found | of_found,
+        "hand_designed": {"test": hand_designed["test"]} | of_other,
+    }
 
 
 def per_query(

@@ -56,7 +56,8 @@ class FoldTests:
         self._shapes = FoldShapes.of(dataset.folds, config.max_buckets)
         self._mesh = candidates_mesh()
         self._placement = placement
-        self._loaded: tuple[int, FoldData] | None = None  # the last fold that was trained on
+        # The last fold that was trained on: its number, its queries, those of the test laid out.
+        self._loaded: tuple[int, FoldData, EvaluationQueries] | None = None
         self._lots = -(-config.confirmation_seeds // config.seeds)
         self._parts = 0  # begun so far, over all folds
         self._trainings = self._done = 0  # of all that there are to be
@@ -105,16 +106,15 @@ class FoldTests:
             losses, self._model, config, self._mesh, self._shapes.train, self._metric, rates
         )
 
-    def _data(self, number: int) -> FoldData:
-        """The queries of a fold; those of the last one stay until another's are asked for."""
+    def _data(self, number: int) -> tuple[FoldData, EvaluationQueries]:
+        """The queries of a fold, and those of its test; they stay until another's are asked for."""
         if self._loaded is None or self._loaded[0] != number:
             self._loaded = None  # before the next one takes its place in memory
             fold, features = self._dataset.folds[number], self._config.features
-            self._loaded = (
-                number,
-                FoldData(fold, self._shapes, features, self._mesh, self._placement),
-            )
-        return self._loaded[1]
+            data = FoldData(fold, self._shapes, features, self._mesh, self._placement)
+            test = EvaluationQueries(data.test.buckets, self.max_label, self._metric)
+            self._loaded = number, data, test
+        return self._loaded[1:]
 
     def _test_fold(
         self, number: int, groups: Sequence[LossGroup], config: EffectivenessConfig,
@@ -144,8 +144,7 @@ class FoldTests:
         known = {k: tested for k, tested in stored.items() if tested is not None}
         missing = [k for k in stored if k not in known]
         if missing:
-            data = self._data(number)
-            test = EvaluationQueries(data.test.buckets, self.max_label, metric)
+            data, test = self._data(number)
         name = metric_of(config, metric)
 
         def test_part(k: int) -> list[Tested]:
