@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autoloss_jax.comparison import SIGNIFICANT, counted
+from autoloss_jax.comparison import counted
 from autoloss_jax.convergence import EffectivenessConfig
 from autoloss_jax.data import Dataset
 from autoloss_jax.effectiveness import effectiveness_test
@@ -30,6 +30,7 @@ from autoloss_jax.metrics import MetricPerQuery, metric_title
 from autoloss_jax.runs import ABLATION_FILE, PER_QUERY_FILE
 from autoloss_jax.screening import Directions
 from autoloss_jax.statistics import bootstrap_interval, holm, randomisation_p_value
+from autoloss_jax.verdicts import SIGNIFICANT
 
 OUTCOMES = (
     "worse", "better", "not shown",  # what was trained

@@ -1,4 +1,4 @@
-"""The comparison of tested losses: per-query figures to a table and an honest verdict."""
+"""The comparison of tested losses: per-query figures to a table and a verdict."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,6 @@ import numpy as np
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.language.expressions import Expression
-from autoloss_jax.metrics import metric_title
 from autoloss_jax.statistics import (
     TIE_TOLERANCE,
     bootstrap_interval,
@@ -18,10 +17,9 @@ from autoloss_jax.statistics import (
     t_test_p_value,
     win_tie_loss,
 )
+from autoloss_jax.verdicts import found_verdict, reference_verdict
 
-SIGNIFICANT = 0.05
 KINDS = ("found", "hand_designed", "reference")
-_SEEDS_MATTER = 0.2  # from this share of the variance on, a verdict tells of more seeds
 
 
 class Contender(NamedTuple):
@@ -117,13 +115,13 @@ def compare(
         pair = (losses[best_found], losses[best_hand])
         confirmation = _confirmation(pair, confirmed, metric, empty, seed)
     found_failed = any(c.kind == "found" for c in failed)
-    verdict = _verdict(rows, best_name, metric, found_failed, confirmation)
+    verdict = found_verdict(rows, best_name, metric, found_failed, confirmation)
     against = None
     for k in (k for k in worked if losses[k].kind == "reference"):
         own = max((x for x in worked if x != k), key=lambda x: validation[x])
         difference = values[own][metric] - values[k][metric]
         against = _against(losses[k].name, losses[own].name, difference, seed)
-        verdict += f" {_reference_sentence(against, metric)}"
+        verdict += f" {reference_verdict(against, metric)}"
     undefined = np.isnan(figures[best_hand][metric])
     return {
         "rows": sorted(rows, key=lambda row: -row["test"][metric]["mean"]),
@@ -339,76 +337,6 @@ def _correct(rows: list[dict[str, Any]], best_hand: str) -> None:
         row.setdefault("t_p_value_corrected", 1.0)
 
 
-def _verdict(
-    rows: list[dict[str, Any]],
-    best_hand: str,
-    metric: str,
-    found_failed: bool,
-    confirmation: Mapping[str, Any] | None = None,
-) -> str:
-    """One honest sentence on whether a found loss is better than the hand-designed ones.
-
-    It rests on fresh seeds, if there are such, and else on the seeds that also chose the loss and
-    its learning rate by validation queries, with p corrected for the number of found losses; on the
-    randomisation test, which assumes no distribution of the differences, and is not given against
-    the interval: a difference whose interval holds 0 is not shown, whatever p. The t-test stands
-    beside them in the rows.
-    """
-    found = [row for row in rows if row["kind"] == "found"]
-    against = f"{best_hand}, the hand-designed loss that validation chooses"
-    if not found:
-        outcome = "could be trained" if found_failed else "was tested"
-        return f"No found loss {outcome}; of the hand-designed ones validation chooses {best_hand}."
-    row, where = max(found, key=lambda row: row["validation"]), ""
-    if confirmation and not confirmation["failed"]:
-        row, where = confirmation["found"], f" on {confirmation['seeds']} fresh seeds"
-    mean, low, high = (row["difference"][key] for key in ("mean", "ci_low", "ci_high"))
-    p_value = row.get("p_value_corrected", row["p_value"])
-    corrected = f", corrected {p_value:.3g}" if "p_value_corrected" in row else ""
-    figures = (
-        f"{_figures(row['difference'], metric)}, randomisation test p = {row['p_value']:.3g}"
-        f"{corrected}){where}"
-    )
-    unconfirmed = _unconfirmed(confirmation)
-    significant = p_value < SIGNIFICANT and (low > 0 or high < 0)
-    if significant and mean > 0:
-        return f"The best found loss is better than {against}: {figures}.{unconfirmed}"
-    if significant:
-        return (
-            f"The best found loss is worse than {against}: {figures}. Use {best_hand}.{unconfirmed}"
-        )
-    return (
-        f"No found loss is shown to be better than {against}: the best found one differs by "
-        f"{figures}, which is within what chance explains.{_more_seeds(row)}{unconfirmed}"
-    )
-
-
-def _unconfirmed(confirmation: Mapping[str, Any] | None) -> str:
-    """What kept fresh seeds from being compared, if anything did."""
-    if not confirmation or not confirmation["failed"]:
-        return ""
-    names = ", ".join(f"{name} ({why})" for name, why in confirmation["failed"].items())
-    return f" On fresh seeds training broke down under {names}, so nothing is confirmed."
-
-
-def _more_seeds(row: Mapping[str, Any]) -> str:
-    """What four times as many seeds would make of an interval, where that is much."""
-    share = row["seed_share"]
-    if share is None or share < _SEEDS_MATTER:
-        return ""
-    half = (row["difference"]["ci_high"] - row["difference"]["ci_low"]) / 2
-    return (
-        f" Of this uncertainty about {100 * share:.0f} % comes from initial weights and batches: "
-        f"with four times as many seeds the interval would reach about "
-        f"{np.sqrt(1 - 0.75 * share) * half:.4f} to each side, not {half:.4f}."
-    )
-
-
-def _figures(difference: Mapping[str, float], metric: str) -> str:
-    mean, low, high = (difference[key] for key in ("mean", "ci_low", "ci_high"))
-    return f"test {metric_title(metric)} {mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f}"
-
-
 def _against(reference: str, loss: str, difference: np.ndarray, seed: int) -> dict[str, Any]:
     """How a loss stands against the reference: one comparison, so there is nothing to correct."""
     return {
@@ -419,15 +347,3 @@ def _against(reference: str, loss: str, difference: np.ndarray, seed: int) -> di
         "t_p_value": t_test_p_value(difference),
         **win_tie_loss(difference)._asdict(),
     }
-
-
-def _reference_sentence(against: Mapping[str, Any], metric: str) -> str:
-    mean, p_value = against["difference"]["mean"], against["p_value"]
-    outcome = "is not shown to differ from"
-    if p_value < SIGNIFICANT:
-        outcome = "is better than" if mean > 0 else "is worse than"
-    return (
-        f"The loss that validation chooses of all, {against['loss']}, {outcome} "
-        f"{against['reference']}, the reference: {_figures(against['difference'], metric)}, "
-        f"p = {p_value:.3g})."
-    )

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from autoloss_jax import (
-    comparison,
     convergence,
     effectiveness,
     evaluation,
@@ -40,6 +39,7 @@ from autoloss_jax.runs import EFFECTIVENESS_FILE, PER_QUERY_FILE, TEST_SCORES_FI
 from autoloss_jax.statistics import randomisation_p_value
 from autoloss_jax.trainer import Trainer
 from autoloss_jax.training import CPU_CHUNK
+from autoloss_jax.verdicts import found_verdict
 
 CONFIG = EffectivenessConfig(
     model="linear", seeds=2, learning_rates=(0.003, 0.1), queries_per_step=8, block_steps=3,
@@ -688,10 +688,10 @@ def test_a_difference_whose_interval_holds_0_is_not_shown():
     content = compared(0.05 + np.random.default_rng(1).normal(0, 0.05, 80))
     rows, found = content["rows"], row_of(content, "found 1")
     assert found["p_value_corrected"] < 0.05 and found["difference"]["ci_low"] > 0
-    given = comparison._verdict(rows, "a", "ndcg@10", found_failed=False)
+    given = found_verdict(rows, "a", "ndcg@10", found_failed=False)
     assert given.startswith("The best found loss is better than a")
     found["difference"]["ci_low"] = -1e-5
-    given = comparison._verdict(rows, "a", "ndcg@10", found_failed=False)
+    given = found_verdict(rows, "a", "ndcg@10", found_failed=False)
     assert given.startswith("No found loss is shown to be better than a")
 
 

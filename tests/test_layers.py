@@ -41,6 +41,7 @@ LAYERS = (
     "finalists",
     "search",
     "statistics",
+    "verdicts",
     "comparison",
     "interruption",
     "evaluation",

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from autoloss_jax.comparison import SIGNIFICANT
 from autoloss_jax.report.reading import RunFiles, is_number
+from autoloss_jax.verdicts import SIGNIFICANT
 
 NOTHING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
