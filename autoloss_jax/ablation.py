@@ -30,7 +30,7 @@ from autoloss_jax.metrics import MetricPerQuery, metric_title
 from autoloss_jax.runs import ABLATION_FILE, PER_QUERY_FILE
 from autoloss_jax.screening import Directions
 from autoloss_jax.statistics import bootstrap_interval, holm, randomisation_p_value
-from autoloss_jax.verdicts import SIGNIFICANT
+from autoloss_jax.verdicts import is_shown
 
 OUTCOMES = (
     "worse", "better", "not shown",  # what was trained
@@ -174,9 +174,9 @@ def _judge(rows: Sequence[dict[str, Any]]) -> None:
     """Corrects the p-values for their number, and says what each difference shows."""
     corrected = holm(np.array([row["p_value"] for row in rows]))
     for row, p_value in zip(rows, corrected, strict=True):
-        low, high = row["difference"]["ci_low"], row["difference"]["ci_high"]
-        shown = p_value < SIGNIFICANT and (low > 0 or high < 0)
-        outcome = ("better" if low > 0 else "worse") if shown else "not shown"
+        mean, low, high = (row["difference"][key] for key in ("mean", "ci_low", "ci_high"))
+        shown = is_shown(p_value, low, high)
+        outcome = ("better" if mean > 0 else "worse") if shown else "not shown"
         row |= {"p_value_corrected": float(p_value), "outcome": outcome}
 
 

@@ -44,7 +44,8 @@ Result = TypeVar("Result")
 CONFIG_FILE, LEDGER_FILE, LOCK_FILE, LOG_FILE = "config.json", "ledger.jsonl", "lock", "run.log"
 FINALISTS_FILE = "finalists.json"
 EFFECTIVENESS_FILE, PER_QUERY_FILE = "effectiveness.json", "per_query.npz"
-TEST_SCORES_FILE, ABLATION_FILE = "test_scores.npz", "ablation.json"
+TEST_SCORES_FILE = "test_scores.npz"
+ABLATION_FOLDER, ABLATION_FILE = "ablation", "ablation.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 # What to do about a file that is damaged.

@@ -11,6 +11,15 @@ SIGNIFICANT = 0.05
 _SEEDS_MATTER = 0.2  # from this share of the variance on, a verdict tells of more seeds
 
 
+def is_shown(p_value: float, ci_low: float, ci_high: float) -> bool:
+    """Whether a difference is more than chance: by p, and not given against its interval.
+
+    p is of the randomisation test, which assumes no distribution of the differences. A difference
+    whose 95 % interval holds 0 is not shown, whatever p.
+    """
+    return p_value < SIGNIFICANT and (ci_low > 0 or ci_high < 0)
+
+
 def found_verdict(
     rows: Sequence[Mapping[str, Any]],
     best_hand: str,
@@ -21,10 +30,8 @@ def found_verdict(
     """One honest sentence on whether a found loss is better than the hand-designed ones.
 
     It rests on fresh seeds, if there are such, and else on the seeds that also chose the loss and
-    its learning rate by validation queries, with p corrected for the number of found losses; on the
-    randomisation test, which assumes no distribution of the differences, and is not given against
-    the interval: a difference whose interval holds 0 is not shown, whatever p. The t-test stands
-    beside them in the rows.
+    its learning rate by validation queries, with p corrected for the number of found losses. The
+    t-test stands beside them in the rows.
     """
     found = [row for row in rows if row["kind"] == "found"]
     against = f"{best_hand}, the hand-designed loss that validation chooses"
@@ -34,7 +41,6 @@ def found_verdict(
     row, where = max(found, key=lambda row: row["validation"]), ""
     if confirmation and not confirmation["failed"]:
         row, where = confirmation["found"], f" on {confirmation['seeds']} fresh seeds"
-    mean, low, high = (row["difference"][key] for key in ("mean", "ci_low", "ci_high"))
     p_value = row.get("p_value_corrected", row["p_value"])
     corrected = f", corrected {p_value:.3g}" if "p_value_corrected" in row else ""
     figures = (
@@ -42,10 +48,11 @@ def found_verdict(
         f"{corrected}){where}"
     )
     unconfirmed = _unconfirmed(confirmation)
-    significant = p_value < SIGNIFICANT and (low > 0 or high < 0)
-    if significant and mean > 0:
+    mean, low, high = (row["difference"][key] for key in ("mean", "ci_low", "ci_high"))
+    shown = is_shown(p_value, low, high)
+    if shown and mean > 0:
         return f"The best found loss is better than {against}: {figures}.{unconfirmed}"
-    if significant:
+    if shown:
         return (
             f"The best found loss is worse than {against}: {figures}. Use {best_hand}.{unconfirmed}"
         )
@@ -57,13 +64,13 @@ def found_verdict(
 
 def reference_verdict(against: Mapping[str, Any], metric: str) -> str:
     """One sentence on how the loss that validation chooses of all stands against the reference."""
-    mean, p_value = against["difference"]["mean"], against["p_value"]
+    difference, p_value = against["difference"], against["p_value"]
     outcome = "is not shown to differ from"
-    if p_value < SIGNIFICANT:
-        outcome = "is better than" if mean > 0 else "is worse than"
+    if is_shown(p_value, difference["ci_low"], difference["ci_high"]):
+        outcome = "is better than" if difference["mean"] > 0 else "is worse than"
     return (
         f"The loss that validation chooses of all, {against['loss']}, {outcome} "
-        f"{against['reference']}, the reference: {_figures(against['difference'], metric)}, "
+        f"{against['reference']}, the reference: {_figures(difference, metric)}, "
         f"p = {p_value:.3g})."
     )
 

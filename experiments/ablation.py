@@ -6,7 +6,7 @@
 Of a run, the best found loss under the conditions of the run's test: its folds, model, learning
 rates, number of seeds and patience; but the models are others, for the loss was chosen by those of
 the run. Prints what the loss does (`autoloss explain`), the comparison and what it shows; writes
-ablation.json. Interrupted, the same command goes on.
+ablation.json, and the run's page anew. Interrupted, the same command goes on.
 """
 
 from dataclasses import fields, replace
@@ -17,8 +17,9 @@ from rich.console import Console
 
 import autoloss_jax as al
 from autoloss_jax.files import printable
-from autoloss_jax.report import ablation_table
+from autoloss_jax.report import ablation_table, write_report
 from autoloss_jax.report.reading import RunFiles, read_run
+from autoloss_jax.runs import ABLATION_FOLDER
 
 _DATA = flags.DEFINE_string("data", None, "LETOR text; by default synthetic queries")
 _FROM = flags.DEFINE_string("from", None, "run folder, tested, whose best found loss it is")
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
             raise al.AutolossError(f"--from {run.path}: the run has found no loss yet")
         loss = run.best["formula"]
         dataset, config = _conditions(run, dataset)
-        out = out or str(Path(run.path) / "ablation")
+        out = out or str(Path(run.path) / ABLATION_FOLDER)
     else:
         loss, config = _LOSS.value, al.EffectivenessConfig(model=_MODEL.value)
     if out is None:
@@ -76,6 +77,8 @@ def main(argv: list[str]) -> None:
     )
     Console(width=160).print(ablation_table(result))
     print(printable(result["verdict"]))
+    if _FROM.value and _OUT.value is None:
+        print(f"The run's page shows it too: {write_report(_FROM.value)}")
 
 
 if __name__ == "__main__":

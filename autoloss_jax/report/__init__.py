@@ -10,6 +10,7 @@ from autoloss_jax.report.reading import RunFiles, read_run
 from autoloss_jax.report.sections import (
     comparison,
     formula,
+    parts,
     queries,
     reproduction,
     search,
@@ -76,6 +77,7 @@ def report_html(run: RunFiles) -> str:
         queries.per_query,
         shapes.shapes,
         shapes.fields,
+        *([parts.parts] if run.ablation else []),
         *([search.search_course, search.funnel] if searched else []),
         sizes.sizes,
         *([sizes.hall_of_fame] if searched else []),

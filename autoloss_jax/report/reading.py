@@ -15,6 +15,8 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.files import read_ledger
 from autoloss_jax.metrics import metric_title
 from autoloss_jax.runs import (
+    ABLATION_FILE,
+    ABLATION_FOLDER,
     CONFIG_FILE,
     EFFECTIVENESS_FILE,
     FINALISTS_FILE,
@@ -66,6 +68,7 @@ class RunFiles:
       finalists: finalists.json as an object with the list `finalists`; None without one.
       effectiveness: effectiveness.json; None without one.
       per_query: per_query.npz; None without one.
+      ablation: ablation.json of the folder `ablation`; None without one.
       seconds: how long the run worked, from the times in run.log; None without one.
     """
 
@@ -76,6 +79,7 @@ class RunFiles:
     finalists: dict[str, Any] | None
     effectiveness: dict[str, Any] | None
     per_query: PerQuery | None = None
+    ablation: dict[str, Any] | None = None
     seconds: float | None = None
 
     @property
@@ -178,6 +182,8 @@ def read_run(folder: str | os.PathLike[str]) -> RunFiles:
     _check_rows(path / FINALISTS_FILE, finalists, "finalists")
     effectiveness = _optional(path / EFFECTIVENESS_FILE)
     _check_rows(path / EFFECTIVENESS_FILE, effectiveness, "rows")
+    ablation = _optional(path / ABLATION_FOLDER / ABLATION_FILE)
+    _check_rows(path / ABLATION_FOLDER / ABLATION_FILE, ablation, "ablations")
     config = read_config(path)
     if not isinstance(config, dict):
         raise AutolossError(f"{path / CONFIG_FILE}: expected an object, got {_kind(config)}")
@@ -190,6 +196,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunFiles:
         finalists,
         effectiveness,
         _read_per_query(path / PER_QUERY_FILE),
+        ablation,
         _logged_seconds(path / LOG_FILE),
     )
 

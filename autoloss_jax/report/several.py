@@ -16,10 +16,9 @@ from autoloss_jax.report.figures.search import best_so_far
 from autoloss_jax.report.markup import Column, Html, Row, Section
 from autoloss_jax.report.page import page
 from autoloss_jax.report.reading import RunFiles, is_number
-from autoloss_jax.report.sections.comparison import as_estimate
 from autoloss_jax.report.sections.reproduction import command_of, flatten
 from autoloss_jax.report.sections.verdict import HEADINGS, verdict_sentence
-from autoloss_jax.report.wording import NOTHING, Outcome, number
+from autoloss_jax.report.wording import NOTHING, Outcome, as_estimate, number
 from autoloss_jax.statistics import bootstrap_interval, randomisation_p_value
 
 _STYLES = ("first", "second", "third", "fourth")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from autoloss_jax.report.reading import RunFiles, is_number
-from autoloss_jax.verdicts import SIGNIFICANT
+from autoloss_jax.verdicts import is_shown
 
 NOTHING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
@@ -44,6 +44,20 @@ def interval(estimate: Any, *, signed: bool = False) -> str:
     mean = number(estimate.get("mean"), signed=signed)
     low, high = (number(estimate.get(key), signed=signed) for key in ("ci_low", "ci_high"))
     return mean if NOTHING in (low, high) else f"{mean} [{low}, {high}]"
+
+
+def as_estimate(value: Any) -> tuple[float, float, float] | None:
+    """Mean, low and high of a recorded estimate; the interval is the mean where none is recorded.
+
+    None without a mean.
+    """
+    if isinstance(value, Mapping):
+        mean, low, high = (value.get(key) for key in ("mean", "ci_low", "ci_high"))
+    else:
+        mean, low, high = value, None, None
+    if not is_number(mean):
+        return None
+    return (mean, low, high) if is_number(low) and is_number(high) else (mean, mean, mean)
 
 
 def mean_of(row: Mapping[str, Any], metric: str) -> float | None:
@@ -82,12 +96,12 @@ def outcome(run: RunFiles) -> Outcome:
     row = run.verdict_row
     if row is None:
         return Outcome.NOTHING_FOUND if run.best_hand_designed else Outcome.UNKNOWN
-    p, difference = row.get("p_value_corrected"), row.get("difference")
+    p, difference = row.get("p_value_corrected"), as_estimate(row.get("difference"))
     p = row.get("p_value") if p is None else p
-    mean = difference.get("mean") if isinstance(difference, Mapping) else difference
-    if not is_number(p) or not is_number(mean):
+    if not is_number(p) or difference is None:
         return Outcome.UNKNOWN
-    if p >= SIGNIFICANT or mean == 0:
+    mean, low, high = difference
+    if not is_shown(p, low, high):
         return Outcome.NOT_SHOWN
     return Outcome.BETTER if mean > 0 else Outcome.WORSE
 

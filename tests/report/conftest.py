@@ -75,6 +75,30 @@ def finalists():
     ]  # fmt: skip
 
 
+def ablation():
+    """What the ablation of found 1 measured: of three parts one matters, one is not trained."""
+    matters, chance, idle = (
+        {"removed": f"`{removed}`", "formula": left, "cosine": cosine, "outcome": outcome,
+         "reason": "", "test": estimate(0.47 + mean), "learning_rate": [0.01],
+         "difference": estimate(mean, 0.006), "p_value": p / 3, "p_value_corrected": p}
+        for removed, left, cosine, outcome, mean, p in (
+            ("discount_j", str(LOSSES["lambdarank"]), 0.71, "worse", -0.0123, 0.0004),
+            ("max_dcg", str(LOSSES["ranknet"]), 0.93, "not shown", 0.0012, 0.61),
+            ("sqrt around gain_i - gain_j", str(LOSSES["ranknet"]), 0.99, "same", 0.0, 1.0),
+        )
+    )  # fmt: skip
+    measured = ("test", "learning_rate", "difference", "p_value", "p_value_corrected")
+    idle |= {"reason": "the gradient points the same way"} | dict.fromkeys(measured)
+    nearest = {"name": "lambdarank", "cosine": 0.88, "formula": str(LOSSES["lambdarank"]),
+               "difference": estimate(-0.004, 0.006), "p_value": 0.2}  # fmt: skip
+    return {
+        "formula": FOUND, "whole": {"test": estimate(0.4766)}, "nearest": nearest,
+        "ablations": [matters, chance, idle], "metric": "ndcg@10", "empty": "skip",
+        "queries": QUERIES, "empty_queries": EMPTY,
+        "verdict": "By NDCG@10 the loss is worse without `discount_j` (-0.0123).",
+    }  # fmt: skip
+
+
 def ledger(count=400):
     rng = random.Random(0)
     reasons = {"duplicate": ["same canonical form", "same gradient: mean_i(s_i)"],
@@ -132,7 +156,10 @@ a line of another kind
 
 
 def write_folder(folder, **files):
-    """A run folder; the keywords are its files: config, ledger, per_query, log, and JSON files."""
+    """A run folder; the keywords are its files.
+
+    config, ledger, per_query, log, ablation (in a folder of its own), and other JSON files.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(files.pop("config", config())))
     records = files.pop("ledger", None)
@@ -144,6 +171,9 @@ def write_folder(folder, **files):
     log = files.pop("log", None)
     if log is not None:
         (folder / "run.log").write_text(log)
+    if "ablation" in files:
+        (folder / "ablation").mkdir()
+        (folder / "ablation" / "ablation.json").write_text(json.dumps(files.pop("ablation")))
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
@@ -168,7 +198,7 @@ def write_full(folder, shift=0.0, **settings):
 def example():
     """The functions above."""
     return SimpleNamespace(
-        FOUND=FOUND, LOG=LOG, config=config, confirmation=confirmation,
+        FOUND=FOUND, LOG=LOG, ablation=ablation, config=config, confirmation=confirmation,
         effectiveness=effectiveness, estimate=estimate,
         finalists=finalists, ledger=ledger, per_query=per_query, row=row,
         write_folder=write_folder, write_full=write_full,

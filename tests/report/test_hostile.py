@@ -106,6 +106,7 @@ def run_files(example: Any, change: Callable[[str], str], keep: tuple[str, ...])
         "config": example.config(), "ledger": example.ledger(120), "effectiveness": tested,
         "finalists": {"finalists": example.finalists(), "reference": "softmax", "empty": "skip",
                       "rediscovered": ["ranknet"]},
+        "ablation": example.ablation(),
     }  # fmt: skip
     files = changed(files, change, keep)
     for name in ("names", "query_ids"):

@@ -226,6 +226,43 @@ def test_an_older_run_says_that_single_queries_are_not_recorded(full):
     assert "600" not in text
 
 
+def test_an_ablation_says_which_parts_matter(full, example):
+    assert "Which of its parts matter" not in page(full).text
+    folder = full / "ablation"
+    folder.mkdir()
+    content = example.ablation()
+    (folder / "ablation.json").write_text(json.dumps(content))
+    found = page(full)
+    text = found.text[found.text.index("By NDCG@10 the loss is worse without `discount_j`") :]
+    for row in (
+        "`discount_j`−0.0123 [−0.0183, −0.0063]< 0.0010.710",
+        "`max_dcg`+0.0012 [−0.0048, +0.0072]0.6100.930",
+        "`sqrt around gain_i - gain_j`the gradient points the same way––0.990",
+        "lambdarank the nearest hand-designed loss−0.0040 ",
+    ):
+        assert row in text
+    assert "The whole loss has NDCG@10 0.4766 [0.4646, 0.4886]" in text
+    assert "It is of another loss" not in text
+    figures = [a for tag, a in found.elements if tag == "svg" and a.get("role") == "img"]
+    assert sum("interval" in a["class"] and "−0.0123" in a["aria-label"]
+               for a in figures) == 1  # fmt: skip
+
+
+def test_an_ablation_of_another_loss_is_named_as_such(full, example):
+    (full / "ablation").mkdir()
+    content = example.ablation() | {"formula": str(LOSSES["mse"])}
+    (full / "ablation" / "ablation.json").write_text(json.dumps(content))
+    assert f"It is of another loss: {LOSSES['mse']}." in page(full).text
+
+
+def test_a_difference_whose_interval_holds_0_is_not_shown_whatever_p(full, example):
+    content = example.effectiveness()
+    row = next(row for row in content["rows"] if row["name"] == "found 1")
+    row |= {"p_value_corrected": 0.04, "difference": example.estimate(0.012, 0.0125)}
+    (full / "effectiveness.json").write_text(json.dumps(content))
+    assert "No better loss is shown" in page(full).text
+
+
 def test_code_to_paste_is_the_loss(full, example):
     text = page(full).text
     start = text.index("al.compile_loss(")

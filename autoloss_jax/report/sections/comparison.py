@@ -28,7 +28,7 @@ def comparison(run: RunFiles) -> Section:
     metric = run.metric
     rows = wording.sorted_rows(content["rows"], metric)
     best = run.best_hand_designed or "the best hand-designed loss"
-    differences = [as_estimate(row.get("difference")) for row in rows]
+    differences = [wording.as_estimate(row.get("difference")) for row in rows]
     scale = interval_scale([d for d in differences if d], [0.0])
     columns = [
         Column("loss", "name"),
@@ -60,20 +60,6 @@ def comparison(run: RunFiles) -> Section:
         markup.details("Tests and effect sizes", _statistics(rows, best, convention)),
         markup.details("Formulas and learning rates", _formulas(rows)),
     )
-
-
-def as_estimate(value: Any) -> Estimate | None:
-    """Mean, low and high of a recorded estimate; the interval is the mean where none is recorded.
-
-    None without a mean.
-    """
-    if isinstance(value, Mapping):
-        mean, low, high = (value.get(key) for key in ("mean", "ci_low", "ci_high"))
-    else:
-        mean, low, high = value, None, None
-    if not is_number(mean):
-        return None
-    return (mean, low, high) if is_number(low) and is_number(high) else (mean, mean, mean)
 
 
 def _row(

@@ -7,10 +7,9 @@ from autoloss_jax.report.figures.charts import Mark
 from autoloss_jax.report.figures.search import Sized, front_chart, pareto_front
 from autoloss_jax.report.markup import Column, Html, Row, Section
 from autoloss_jax.report.reading import RunFiles, is_number
-from autoloss_jax.report.sections.comparison import as_estimate
 from autoloss_jax.report.sections.formula import readable
 from autoloss_jax.report.sections.search import fully_trained, reward_label
-from autoloss_jax.report.wording import number
+from autoloss_jax.report.wording import as_estimate, number
 
 _NO_FINALISTS = "The search has not finished: there is no finalists.json yet."
 

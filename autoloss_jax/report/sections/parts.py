@@ -1,0 +1,78 @@
+"""Which parts of the found loss matter, if an ablation has asked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from autoloss_jax.language.simplification import simplify
+from autoloss_jax.metrics import metric_title
+from autoloss_jax.report import markup, wording
+from autoloss_jax.report.figures.intervals import interval_axis, interval_scale, interval_svg
+from autoloss_jax.report.markup import Column, Html, Row, Section
+from autoloss_jax.report.reading import RunFiles
+from autoloss_jax.report.sections.formula import best_expression, readable
+from autoloss_jax.report.wording import as_estimate, number
+
+
+def parts(run: RunFiles) -> Section:
+    """The verdict of the ablation, and what is lost without each part of the loss."""
+    content = run.ablation or {}
+    nearest = content.get("nearest")
+    rows = [*content["ablations"], *([nearest] if isinstance(nearest, Mapping) else [])]
+    metric = metric_title(str(content.get("metric") or run.metric))
+    differences = [as_estimate(row.get("difference")) for row in rows]
+    scale = interval_scale([d for d in differences if d], [0.0])
+    columns = (
+        Column("without", "name"),
+        Column("difference to the whole loss", "plot"),
+        Column("difference", "number"),
+        Column("p", "number"),
+        Column("cosine", "number"),
+        Column("what is left", "formula"),
+    )
+    body = []
+    for row, difference in zip(rows, differences, strict=True):
+        words = wording.interval(row.get("difference"), signed=True)
+        plot: Any = row.get("reason") or wording.NOTHING
+        style = "hand_designed" if row is nearest else "found"
+        if difference:
+            plot = Html(interval_svg(difference, scale, 0.0, style, f"difference {words}"))
+        cells = (
+            _removed(row, nearest), plot, words, wording.p_value(row),
+            number(row.get("cosine"), 3), markup.code(row.get("formula")),
+        )  # fmt: skip
+        body.append(Row(cells, style))
+    if any(differences):
+        body.append(Row(("", Html(interval_axis(scale)), "", "", "", ""), "axis"))
+    of = "" if _same_loss(run, content) else f" It is of another loss: {content.get('formula')}."
+    return Section(
+        "Which of its parts matter",
+        "parts",
+        markup.paragraph(f"{wording.with_minus(str(content.get('verdict')))}{of}"),
+        markup.table(columns, body, "cards"),
+        markup.paragraph(_note(content, metric), "note"),
+    )
+
+
+def _removed(row: Mapping[str, Any], nearest: object) -> Html:
+    if row is nearest:
+        badge = markup.badge("the nearest hand-designed loss")
+        return Html(f"{markup.text(row.get('name'))} {badge}")
+    return markup.code(row.get("removed"))
+
+
+def _same_loss(run: RunFiles, content: Mapping[str, Any]) -> bool:
+    best, ablated = best_expression(run), readable(content.get("formula"))
+    return best is not None and ablated is not None and simplify(best) == simplify(ablated)
+
+
+def _note(content: Mapping[str, Any], metric: str) -> str:
+    whole = content.get("whole")
+    mean = wording.interval(whole.get("test")) if isinstance(whole, Mapping) else wording.NOTHING
+    convention = f"{wording.empty_convention(content)} {wording.truncation(content)}".strip()
+    return (
+        f"The whole loss has {metric} {mean}, by other models than those above: it was chosen by "
+        "those. Differences are paired by test query, in brackets 95 % intervals; p by a "
+        "randomisation test, corrected for all parts that were trained (Holm), of the nearest loss "
+        "as it is. Cosine: between the gradients of what is left and of the whole loss. "
+        f"{convention}"
+    )
