@@ -1,6 +1,6 @@
 """Which parts of the found loss matter, if an ablation has asked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoloss_jax.language.simplification import simplify
@@ -27,7 +27,6 @@ def parts(run: RunFiles) -> Section:
         Column("difference", "number"),
         Column("p", "number"),
         Column("cosine", "number"),
-        Column("what is left", "formula"),
     )
     body = []
     for row, difference in zip(rows, differences, strict=True):
@@ -38,11 +37,11 @@ def parts(run: RunFiles) -> Section:
             plot = Html(interval_svg(difference, scale, 0.0, style, f"difference {words}"))
         cells = (
             _removed(row, nearest), plot, words, wording.p_value(row),
-            number(row.get("cosine"), 3), markup.code(row.get("formula")),
+            number(row.get("cosine"), 3),
         )  # fmt: skip
         body.append(Row(cells, style))
     if any(differences):
-        body.append(Row(("", Html(interval_axis(scale)), "", "", "", ""), "axis"))
+        body.append(Row(("", Html(interval_axis(scale)), "", "", ""), "axis"))
     of = "" if _same_loss(run, content) else f" It is of another loss: {content.get('formula')}."
     return Section(
         "Which of its parts matter",
@@ -50,6 +49,7 @@ def parts(run: RunFiles) -> Section:
         markup.paragraph(f"{wording.with_minus(str(content.get('verdict')))}{of}"),
         markup.table(columns, body, "cards"),
         markup.paragraph(_note(content, metric), "note"),
+        markup.details("What is left without each part", _formulas(rows, nearest)),
     )
 
 
@@ -58,6 +58,12 @@ def _removed(row: Mapping[str, Any], nearest: object) -> Html:
         badge = markup.badge("the nearest hand-designed loss")
         return Html(f"{markup.text(row.get('name'))} {badge}")
     return markup.code(row.get("removed"))
+
+
+def _formulas(rows: Sequence[Mapping[str, Any]], nearest: object) -> Html:
+    columns = Column("without", "name"), Column("formula", "formula")
+    body = [Row((_removed(row, nearest), markup.code(row.get("formula")))) for row in rows]
+    return markup.table(columns, body, "cards")
 
 
 def _same_loss(run: RunFiles, content: Mapping[str, Any]) -> bool:
