@@ -168,15 +168,21 @@ def run_effectiveness(
         "truncation_level": config.truncation_level,
         "err_max_label": test.max_label,
     }
-    _warn_of_limits(result["rows"], config)
+    _warn_of_limits(result["rows"], result["confirmation"] or {}, config)
     if folder is not None:
         _write(folder, dataset, config, contenders, folds, confirmed, result)
     return result
 
 
-def _warn_of_limits(rows: Sequence[Mapping[str, Any]], config: EffectivenessConfig) -> None:
+def _warn_of_limits(
+    rows: Sequence[Mapping[str, Any]],
+    confirmation: Mapping[str, Any],
+    config: EffectivenessConfig,
+) -> None:
     """Says where the settings may have kept losses from being better."""
+    fresh = [confirmation[kind] for kind in ("found", "hand_designed") if confirmation.get(kind)]
     unfinished = [row["name"] for row in rows if not row["converged"]]
+    unfinished += [f"{row['name']} on fresh seeds" for row in fresh if not row["converged"]]
     if unfinished:
         logging.warning(
             "max_steps %d ended trainings under %s before %d looks without a better one did: with "
