@@ -37,7 +37,8 @@ from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.metrics import average_precision, err, mrr, ndcg, ndcg_per_query
 from autoloss_jax.proxy import ProxyConfig
 from autoloss_jax.report import write_report
-from autoloss_jax.search import SearchConfig, SearchResult, search
+from autoloss_jax.search import search
+from autoloss_jax.search_rounds import SearchConfig, SearchResult
 
 try:
     __version__ = metadata.version("autoloss_jax")

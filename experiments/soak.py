@@ -32,7 +32,7 @@ import autoloss_jax as al
 from autoloss_jax.cli.machine import set_compilation_cache
 from autoloss_jax.files import append_ledger, read_json, read_ledger, write_json
 from autoloss_jax.runs import fingerprint
-from autoloss_jax.search import Progress
+from autoloss_jax.search_rounds import Progress
 
 _HOURS = flags.DEFINE_float("hours", 2.0, "how long; 0 only reports what is in --out", 0.0)
 _RUNS = flags.DEFINE_integer("runs", 0, "ends after so many runs; 0: after --hours", 0)

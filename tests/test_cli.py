@@ -20,7 +20,7 @@ from autoloss_jax.files import read_json
 from autoloss_jax.losses import HAND_DESIGNED, LOSSES
 from autoloss_jax.proxy import ProxyConfig
 from autoloss_jax.runs import RunFolder
-from autoloss_jax.search import SearchConfig
+from autoloss_jax.search_rounds import SearchConfig
 
 SMALL = [
     "--budget=4", "--proposals=16", "--proposer=random", "--model=linear", "--hall_of_fame=4",

@@ -39,6 +39,7 @@ LAYERS = (
     "proposers",
     "proxy",
     "finalists",
+    "search_rounds",
     "search",
     "statistics",
     "verdicts",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections import Counter
 from functools import partial
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from autoloss_jax import canaries
+from autoloss_jax import canaries, search_rounds
 from autoloss_jax.candidates import Candidates
 from autoloss_jax.checkpoints import Checkpoints
 from autoloss_jax.data import Dataset, Fold, Queries, fit_scaling, synthetic
@@ -25,9 +24,8 @@ from autoloss_jax.models import MLP, Linear, describe_model
 from autoloss_jax.proposers import PROPOSERS, known_losses
 from autoloss_jax.proxy import ProxyConfig, ProxyTraining
 from autoloss_jax.screening import make_probe
-from autoloss_jax.search import SearchConfig, run_search, search
-
-search_module = sys.modules[search.__module__]  # the package has a function of this name
+from autoloss_jax.search import run_search, search
+from autoloss_jax.search_rounds import SearchConfig
 
 PROXY = ProxyConfig(
     folds=2, queries_per_step=8, learning_rate=0.05, rung_steps=3, rungs=(1, 1), max_buckets=1
@@ -54,7 +52,7 @@ def compile_once():
             both = made.setdefault(key, (trainer._train, trainer._evaluate))
             trainer._train, trainer._evaluate = both
 
-    patch.setattr(search_module, "ProxyTraining", Shared)
+    patch.setattr(search_rounds, "ProxyTraining", Shared)
     yield made
     patch.undo()
 
@@ -300,16 +298,16 @@ def test_a_model_that_looks_at_the_order_stops_the_search(data, monkeypatch):
     def by_position(self, params, features, mask):
         return -jax.numpy.arange(mask.shape[-1]) * jax.numpy.ones(mask.shape)
 
-    original = search_module._Search.check_model
+    original = search_rounds.SearchRounds.check_model
 
     def check(self, reference):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Linear, "apply", by_position)
             # Compiled, it would be the program of the searches before.
-            patch.setattr(search_module, "_score", search_module._score.__wrapped__)
+            patch.setattr(search_rounds, "_score", search_rounds._score.__wrapped__)
             original(self, reference)
 
-    monkeypatch.setattr(search_module._Search, "check_model", check)
+    monkeypatch.setattr(search_rounds.SearchRounds, "check_model", check)
     with pytest.raises(canaries.CanaryError, match="The model looks at the order"):
         search(data, CONFIG)
 
@@ -371,9 +369,9 @@ def test_a_rediscovered_loss_is_no_finalist(data, monkeypatch):
     state = original.init(0)
     _, proposed = original.propose(state, CONFIG.proposals)
     monkeypatch.setattr(
-        search_module, "make_proposer", lambda *_, **__: original._replace(propose=propose)
+        search_rounds, "make_proposer", lambda *_, **__: original._replace(propose=propose)
     )
-    monkeypatch.setattr(search_module, "from_tokens", lambda row: next(losses))
+    monkeypatch.setattr(search_rounds, "from_tokens", lambda row: next(losses))
     names = ["ranknet", "mse", "listnet", "softmax"]
     losses = iter([twin, new, *(LOSSES[name] for name in names)] + [twin] * CONFIG.proposals)
     proxy = dataclasses.replace(PROXY, keep=1.0)
@@ -393,11 +391,11 @@ def test_what_the_batched_path_cannot_hold_is_refused(data):
 
 
 def test_a_search_without_new_losses_ends(data, monkeypatch):
-    monkeypatch.setattr(search_module, "BARREN_ROUNDS", 3)
+    monkeypatch.setattr(search_rounds, "BARREN_ROUNDS", 3)
     one = np.asarray(PROPOSERS["random"](max_tokens=16).propose(
         PROPOSERS["random"](max_tokens=16).init(0), CONFIG.proposals)[1])  # fmt: skip
     stuck = PROPOSERS["random"](max_tokens=16)._replace(propose=lambda state, count: (state, one))
-    monkeypatch.setattr(search_module, "make_proposer", lambda *_, **__: stuck)
+    monkeypatch.setattr(search_rounds, "make_proposer", lambda *_, **__: stuck)
     result = search(data, CONFIG)
     assert 0 < sum(r["status"] == "trained" for r in result.records) < CONFIG.budget
     assert result.records[-1]["round"] == 3  # one that trains, three that do not

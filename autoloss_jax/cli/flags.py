@@ -20,7 +20,7 @@ from autoloss_jax.metrics import EMPTY_CONVENTIONS
 from autoloss_jax.models import MODELS
 from autoloss_jax.proposers import LEAST_TOKENS, PROPOSERS
 from autoloss_jax.proxy import ProxyConfig
-from autoloss_jax.search import SCHEDULES, SearchConfig
+from autoloss_jax.search_rounds import SCHEDULES, SearchConfig
 
 WORKING_COMMANDS = ("run", "search", "test")
 

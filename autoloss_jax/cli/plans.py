@@ -23,7 +23,7 @@ from autoloss_jax.language.parsing import parse
 from autoloss_jax.losses import ALIASES, HAND_DESIGNED, LOSSES, resolve_loss
 from autoloss_jax.report.reading import read_run
 from autoloss_jax.runs import CONFIG_FILE, FINALISTS_FILE, read_config
-from autoloss_jax.search import SearchConfig
+from autoloss_jax.search_rounds import SearchConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from autoloss_jax.errors import AutolossError
-from autoloss_jax.search import Progress as SearchProgress
+from autoloss_jax.search_rounds import Progress as SearchProgress
 
 LOG_EVERY = 10.0
 """Seconds between two log lines about progress."""

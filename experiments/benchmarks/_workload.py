@@ -133,8 +133,8 @@ def searched(count: int, budget: int, seed: int = 0) -> dict[str, Sample]:
     They are taken evenly over the whole search, `count` of each kind, repeated where it found
     fewer: what the controller samples changes from round to round.
     """
+    from autoloss_jax import SearchConfig, search
     from autoloss_jax.data import synthetic
-    from autoloss_jax.search import SearchConfig, search
 
     records = search(synthetic(), SearchConfig(budget=budget, seed=seed)).records
     losses = [parse(r["formula"]) for r in records if r["status"] == "trained"]

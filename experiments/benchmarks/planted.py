@@ -31,7 +31,7 @@ from scipy import stats
 
 import autoloss_jax as al
 from autoloss_jax.files import write_json
-from autoloss_jax.search import SCHEDULES
+from autoloss_jax.search_rounds import SCHEDULES
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the run folders and of planted.json.")
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), "By name.")

@@ -1,10 +1,10 @@
 """Formulas that files and flags hold: the same errors, naming the file, the line or the flag."""
 
 import json
-import sys
 
 import pytest
 
+from autoloss_jax import search_rounds
 from autoloss_jax.candidates import Candidates
 from autoloss_jax.cli import main, plans
 from autoloss_jax.cli.flags import CommandFlags
@@ -13,9 +13,8 @@ from autoloss_jax.errors import AutolossError
 from autoloss_jax.losses import LOSSES
 from autoloss_jax.runs import RunFolder
 from autoloss_jax.screening import make_probe
-from autoloss_jax.search import SearchConfig, search
-
-search_module = sys.modules[search.__module__]  # the package has a function of this name
+from autoloss_jax.search import search
+from autoloss_jax.search_rounds import SearchConfig
 
 BAD = ["mean_i(s_i", "s_i", "__import__('os')", "n" * 20_000, "", "\x00", "mean_i(\ud800)", 7, None]
 
@@ -96,7 +95,7 @@ def test_a_finished_search_of_a_damaged_file_says_so(tmp_path, monkeypatch, cont
         raise KeyboardInterrupt
 
     # The folder is that of the search before anything is trained.
-    monkeypatch.setattr(search_module, "ProxyTraining", damage)
+    monkeypatch.setattr(search_rounds, "ProxyTraining", damage)
     with pytest.raises(KeyboardInterrupt):
         search(data, config, out=str(tmp_path))
     with pytest.raises(AutolossError, match=r"finalists.json is damaged: expected finalists, but"):

@@ -5,7 +5,6 @@ from: a loss that holds a marked number gets another gradient.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from autoloss_jax import convergence
+from autoloss_jax import convergence, search_rounds
 from autoloss_jax import proxy as proxy_module
 from autoloss_jax.data import scale_fold, synthetic
 from autoloss_jax.effectiveness import EffectivenessConfig, effectiveness_test
@@ -26,10 +25,9 @@ from autoloss_jax.proposers import PROPOSERS, make_proposer
 from autoloss_jax.proxy import CONSTANT_SCORES, FAILURES, NO_UPDATE, ProxyConfig, ProxyTraining
 from autoloss_jax.report import finalists_table, report_html, wording
 from autoloss_jax.report.reading import read_run
-from autoloss_jax.search import SearchConfig, search
+from autoloss_jax.search import search
+from autoloss_jax.search_rounds import SearchConfig
 from autoloss_jax.training import FAULTS
-
-search_module = sys.modules[search.__module__]  # the package has a function of this name
 
 # What a marked number does to the gradient by the scores [queries, list].
 EFFECTS = {
@@ -252,7 +250,7 @@ def test_a_search_among_failures_records_and_survives_them(tmp_path, monkeypatch
         return state, metrics
 
     monkeypatch.setattr(
-        search_module, "make_proposer", lambda *_, **__: original._replace(observe=observe)
+        search_rounds, "make_proposer", lambda *_, **__: original._replace(observe=observe)
     )
     data = synthetic(num_queries=60, num_features=6, list_length=(3, 8))
     folder = tmp_path / "run"
