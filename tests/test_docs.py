@@ -132,7 +132,7 @@ COMMANDS = sorted(
         line
         for text in PAGES.values()
         for block in blocks(text, "bash")
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("autoloss ")
     }
 )
