@@ -3,6 +3,8 @@
     python experiments/ablation.py --from runs/mq2008 --data MQ2008
     python experiments/ablation.py --loss lambdarank --data MQ2008/Fold1 --out runs/lambdarank_parts
 
+A loss that was chosen by models of seed 0 needs another `--seed`: theirs would measure its luck.
+
 Of a run, the best found loss under the conditions of the run's test: its folds, model, learning
 rates, number of seeds and patience; but the models are others, for the loss was chosen by those of
 the run. Prints what the loss does (`autoloss explain`), the comparison and what it shows; writes
@@ -26,6 +28,7 @@ _FROM = flags.DEFINE_string("from", None, "run folder, tested, whose best found 
 _LOSS = flags.DEFINE_string("loss", None, "the loss instead: a formula or the name of one")
 _OUT = flags.DEFINE_string("out", None, "folder to write to; by default `ablation` in the run's")
 _MODEL = flags.DEFINE_string("model", "mlp", "of a given --loss: linear, mlp or attention")
+_SEED = flags.DEFINE_integer("seed", None, "by default 0, or another than the run's")
 _SEEDS = flags.DEFINE_integer("seeds", None, "models a loss; by default as many as the run's, or 3")
 
 
@@ -65,6 +68,8 @@ def main(argv: list[str]) -> None:
         loss, config = _LOSS.value, al.EffectivenessConfig(model=_MODEL.value)
     if out is None:
         raise app.UsageError("expected --out with --loss: where to?")
+    if _SEED.value is not None:
+        config = replace(config, seed=_SEED.value)
     if _SEEDS.value is not None:
         config = replace(config, seeds=_SEEDS.value)
     print(printable(str(al.explain(loss))), end="\n\n")
@@ -78,7 +83,7 @@ def main(argv: list[str]) -> None:
     Console(width=160).print(ablation_table(result))
     print(printable(result["verdict"]))
     if _FROM.value and _OUT.value is None:
-        print(f"The run's page shows it too: {write_report(_FROM.value)}")
+        logging.info("the run's page shows it too: %s", write_report(_FROM.value))
 
 
 if __name__ == "__main__":
