@@ -18,11 +18,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autoloss_jax import convergence, effectiveness, files, fold_tests, interruption, runs
+from autoloss_jax import (
+    convergence,
+    effectiveness,
+    files,
+    fold_tests,
+    interruption,
+    runs,
+    search_rounds,
+)
 from autoloss_jax.cli import commands, main
 from autoloss_jax.proxy import ProxyTraining
-
-search = sys.modules["autoloss_jax.search"]  # the package has a function of this name
 
 # A moment in calls: before a call, in the middle of it, after it.
 CALLS = {
@@ -93,7 +99,7 @@ def watch_call(killer: Killer, name: str, function: Callable) -> Callable:
 
 
 def watch_proposer(killer: Killer) -> None:
-    make = search.make_proposer
+    make = search_rounds.make_proposer
 
     def watched(*arguments, **settings):
         proposer = make(*arguments, **settings)
@@ -101,7 +107,7 @@ def watch_proposer(killer: Killer) -> None:
                  for name, attribute in PROPOSER_CALLS.items()}  # fmt: skip
         return proposer._replace(**calls)
 
-    search.make_proposer = watched
+    search_rounds.make_proposer = watched
 
 
 def watch_files(killer: Killer) -> None:
