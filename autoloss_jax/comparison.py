@@ -179,6 +179,12 @@ def _confirmation(
     }
 
 
+def confirmed_rows(confirmation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The rows of a comparison's confirmation; [] without one, or if it failed."""
+    rows = [(confirmation or {}).get(kind) for kind in ("found", "hand_designed")]
+    return [row for row in rows if row]
+
+
 def per_query(
     content: Mapping[str, Any],
     losses: Sequence[Contender],

@@ -19,6 +19,7 @@ from autoloss_jax.comparison import (
     Contender,
     Tested,
     compare,
+    confirmed_rows,
     dumped_scores,
     per_query,
 )
@@ -168,7 +169,7 @@ def run_effectiveness(
         "truncation_level": config.truncation_level,
         "err_max_label": test.max_label,
     }
-    _warn_of_limits(result["rows"], result["confirmation"] or {}, config)
+    _warn_of_limits(result["rows"], confirmed_rows(result["confirmation"]), config)
     if folder is not None:
         _write(folder, dataset, config, contenders, folds, confirmed, result)
     return result
@@ -176,11 +177,10 @@ def run_effectiveness(
 
 def _warn_of_limits(
     rows: Sequence[Mapping[str, Any]],
-    confirmation: Mapping[str, Any],
+    fresh: Sequence[Mapping[str, Any]],
     config: EffectivenessConfig,
 ) -> None:
-    """Says where the settings may have kept losses from being better."""
-    fresh = [confirmation[kind] for kind in ("found", "hand_designed") if confirmation.get(kind)]
+    """Says where the settings may have kept losses from being better; `fresh`: on fresh seeds."""
     unfinished = [row["name"] for row in rows if not row["converged"]]
     unfinished += [f"{row['name']} on fresh seeds" for row in fresh if not row["converged"]]
     if unfinished:

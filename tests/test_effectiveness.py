@@ -17,7 +17,7 @@ from autoloss_jax import (
     gbdt,
     trainer,
 )  # fmt: skip
-from autoloss_jax.comparison import Contender, compare
+from autoloss_jax.comparison import Contender, compare, confirmed_rows
 from autoloss_jax.comparison import Tested as Shown  # a name in Test is collected as a test
 from autoloss_jax.data import Dataset, Fold, Queries, make_dataset, synthetic
 from autoloss_jax.effectiveness import (
@@ -270,8 +270,8 @@ def test_learning_rates_at_the_end_of_the_grid_are_said(caplog, chosen, said):
             {"name": "lambdamart", "converged": True, "learning_rate": None}]  # fmt: skip
     rates = (0.01, 0.03, 0.1)
     with caplog.at_level("WARNING"):
-        _warn_of_limits(rows, {}, dataclasses.replace(CONFIG, learning_rates=rates))
-        _warn_of_limits(rows, {}, dataclasses.replace(CONFIG, learning_rates=(0.1,)))
+        _warn_of_limits(rows, [], dataclasses.replace(CONFIG, learning_rates=rates))
+        _warn_of_limits(rows, [], dataclasses.replace(CONFIG, learning_rates=(0.1,)))
     assert caplog.text.count("learning rate") == bool(said)
     assert said in caplog.text
 
@@ -281,13 +281,13 @@ def test_trainings_that_max_steps_ended_are_named_those_on_fresh_seeds_too(caplo
         return {"name": name, "converged": converged, "learning_rate": None}
 
     rows = [row("a", False), row("b", True), row("c", True)]
-    confirmation = {"found": row("b", False), "hand_designed": row("c", True)}
+    fresh = confirmed_rows({"found": row("b", False), "hand_designed": row("c", True)})
     with caplog.at_level("WARNING"):
-        _warn_of_limits(rows, confirmation, CONFIG)
+        _warn_of_limits(rows, fresh, CONFIG)
     assert "max_steps 12 ended trainings under a, b on fresh seeds before 2 looks" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING"):
-        _warn_of_limits(rows[1:], {"found": None, "hand_designed": None}, CONFIG)
+        _warn_of_limits(rows[1:], confirmed_rows({"found": None, "hand_designed": None}), CONFIG)
     assert "max_steps" not in caplog.text
 
 

@@ -10,15 +10,15 @@ import numpy as np
 
 from autoloss_jax.errors import AutolossError
 from autoloss_jax.report import markup, wording
+from autoloss_jax.report.differences import Differences
 from autoloss_jax.report.figures.charts import Chart, Curve, chart_svg, robust_range
-from autoloss_jax.report.figures.intervals import interval_axis, interval_scale, interval_svg
 from autoloss_jax.report.figures.search import best_so_far
 from autoloss_jax.report.markup import Column, Html, Row, Section
 from autoloss_jax.report.page import page
 from autoloss_jax.report.reading import RunFiles, is_number
 from autoloss_jax.report.sections.reproduction import command_of, flatten
 from autoloss_jax.report.sections.verdict import HEADINGS, verdict_sentence
-from autoloss_jax.report.wording import NOTHING, Outcome, as_estimate, number
+from autoloss_jax.report.wording import NOTHING, Outcome, number
 from autoloss_jax.statistics import bootstrap_interval, randomisation_p_value
 
 _STYLES = ("first", "second", "third", "fourth")
@@ -138,8 +138,7 @@ def _opening(named: Sequence[NamedRun]) -> Html:
 
 
 def _side_by_side(named: Sequence[NamedRun]) -> Section:
-    differences = [as_estimate((e.run.verdict_row or {}).get("difference")) for e in named]
-    scale = interval_scale([d for d in differences if d], [0.0])
+    differences = Differences(e.run.verdict_row or {} for e in named)
     columns = (
         Column("run", "name"),
         Column("difference to the one to beat", "plot"),
@@ -149,22 +148,17 @@ def _side_by_side(named: Sequence[NamedRun]) -> Section:
         Column("to beat", "number"),
     )
     body, found = [], []
-    for entry, difference in zip(named, differences, strict=True):
+    for entry in named:
         row, run = entry.run.verdict_row or {}, entry.run
         words = wording.interval(row.get("difference"), signed=True)
-        style = wording.style(row)
-        plot: Any = NOTHING
-        if difference:
-            plot = Html(interval_svg(difference, scale, 0.0, style, f"difference {words}"))
+        plot = differences.plot(row, wording.style(row))
         best = run.best
         formula = markup.code(best.get("formula")) if best else NOTHING
         metric = f"{run.metric_title} {wording.interval((row.get('test') or {}).get(run.metric))}"
         to_beat = run.best_hand_designed or NOTHING
         body.append(Row((entry.label, plot, words, wording.p_value(row), metric, to_beat)))
         found.append(Row((entry.label, _size(run), _reward(run), formula)))
-    if any(differences):
-        axis = ("", Html(interval_axis(scale)), *[""] * (len(columns) - 2))
-        body.append(Row(axis, "axis"))
+    body += differences.axis(len(columns))
     conventions = dict.fromkeys(
         wording.empty_convention(e.run.effectiveness) for e in named if e.run.effectiveness
     )

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from autoloss_jax.comparison import confirmed_rows
 from autoloss_jax.files import printable
 from autoloss_jax.metrics import metric_title
 from autoloss_jax.report.reading import DEFAULT_METRIC
@@ -48,9 +49,10 @@ def effectiveness_table(effectiveness: Mapping[str, Any]) -> Table:
     ):
         table.add_column(_text(heading), justify="right")
     confirmation = effectiveness.get("confirmation") or {}
-    fresh = [confirmation[kind] for kind in ("found", "hand_designed") if confirmation.get(kind)]
     rows = [(row, "") for row in sorted_rows(effectiveness.get("rows", ()), metric)]
-    rows += [(row, f", {confirmation.get('seeds')} fresh seeds") for row in fresh]
+    rows += [
+        (row, f", {confirmation.get('seeds')} fresh seeds") for row in confirmed_rows(confirmation)
+    ]
     for row, seeds in rows:
         test = row.get("test") or {}
         table.add_row(

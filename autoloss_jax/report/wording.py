@@ -77,8 +77,12 @@ def probability(value: Any) -> str:
 
 def p_value(row: Mapping[str, Any]) -> str:
     """The corrected p-value if there is one, else the plain one."""
+    return probability(_p_value(row))
+
+
+def _p_value(row: Mapping[str, Any]) -> Any:
     value = row.get("p_value_corrected")
-    return probability(row.get("p_value") if value is None else value)
+    return row.get("p_value") if value is None else value
 
 
 class Outcome(enum.Enum):
@@ -96,8 +100,7 @@ def outcome(run: RunFiles) -> Outcome:
     row = run.verdict_row
     if row is None:
         return Outcome.NOTHING_FOUND if run.best_hand_designed else Outcome.UNKNOWN
-    p, difference = row.get("p_value_corrected"), as_estimate(row.get("difference"))
-    p = row.get("p_value") if p is None else p
+    p, difference = _p_value(row), as_estimate(row.get("difference"))
     if not is_number(p) or difference is None:
         return Outcome.UNKNOWN
     mean, low, high = difference

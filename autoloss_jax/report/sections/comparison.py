@@ -6,12 +6,7 @@ from typing import Any
 
 from autoloss_jax.metrics import metric_title
 from autoloss_jax.report import markup, wording
-from autoloss_jax.report.figures.intervals import (
-    Estimate,
-    interval_axis,
-    interval_scale,
-    interval_svg,
-)
+from autoloss_jax.report.differences import Differences
 from autoloss_jax.report.markup import Column, Html, Row, Section
 from autoloss_jax.report.reading import RunFiles, is_number
 from autoloss_jax.report.wording import number
@@ -28,8 +23,7 @@ def comparison(run: RunFiles) -> Section:
     metric = run.metric
     rows = wording.sorted_rows(content["rows"], metric)
     best = run.best_hand_designed or "the best hand-designed loss"
-    differences = [wording.as_estimate(row.get("difference")) for row in rows]
-    scale = interval_scale([d for d in differences if d], [0.0])
+    differences = Differences(rows)
     columns = [
         Column("loss", "name"),
         Column(f"difference to {best}", "plot"),
@@ -41,12 +35,10 @@ def comparison(run: RunFiles) -> Section:
     if counted:
         columns.append(Column("better / same / worse", "number minor"))
     body = []
-    for row, difference in zip(rows, differences, strict=True):
+    for row in rows:
         to_beat = row.get("name") == best
-        body.append(_row(run, row, difference, scale, to_beat=to_beat, counted=counted))
-    if any(differences):
-        axis = Row(("", Html(interval_axis(scale)), *[""] * (len(columns) - 2)), "axis")
-        body.append(axis)
+        body.append(_row(run, row, differences, to_beat=to_beat, counted=counted))
+    body += differences.axis(len(columns))
     convention = wording.empty_convention(content)
     return Section(
         _TITLE,
@@ -65,8 +57,7 @@ def comparison(run: RunFiles) -> Section:
 def _row(
     run: RunFiles,
     row: Mapping[str, Any],
-    difference: Estimate | None,
-    scale: tuple[float, float],
+    differences: Differences,
     *,
     to_beat: bool,
     counted: bool,
@@ -78,12 +69,15 @@ def _row(
     badges += ["chosen by validation"] if row is run.best_row else []
     name = Html(f"{markup.text(row.get('name'))} {''.join(map(markup.badge, badges))}")
     words = wording.interval(row.get("difference"), signed=True)
-    plot: Any = wording.NOTHING
-    if difference:
-        plot = Html(interval_svg(difference, scale, 0.0, style, f"difference {words}"))
     mean = wording.interval((row.get("test") or {}).get(run.metric))
     p_value = wording.NOTHING if to_beat else wording.p_value(row)
-    cells = [name, plot, wording.NOTHING if to_beat else words, mean, p_value]
+    cells = [
+        name,
+        differences.plot(row, style),
+        wording.NOTHING if to_beat else words,
+        mean,
+        p_value,
+    ]
     if counted:
         cells.append(wording.NOTHING if to_beat else wording.wins_ties_losses(row))
     return Row(cells, f"{style} chosen" if row is run.best_row else style)

@@ -6,21 +6,21 @@ from typing import Any
 from autoloss_jax.language.simplification import simplify
 from autoloss_jax.metrics import metric_title
 from autoloss_jax.report import markup, wording
-from autoloss_jax.report.figures.intervals import interval_axis, interval_scale, interval_svg
+from autoloss_jax.report.differences import Differences
 from autoloss_jax.report.markup import Column, Html, Row, Section
 from autoloss_jax.report.reading import RunFiles
 from autoloss_jax.report.sections.formula import best_expression, readable
-from autoloss_jax.report.wording import as_estimate, number
+from autoloss_jax.report.wording import number
 
 
 def parts(run: RunFiles) -> Section:
     """The verdict of the ablation, and what is lost without each part of the loss."""
-    content = run.ablation or {}
+    content = run.ablation
+    assert content is not None  # without one the page has no such section
     nearest = content.get("nearest")
     rows = [*content["ablations"], *([nearest] if isinstance(nearest, Mapping) else [])]
     metric = metric_title(str(content.get("metric") or run.metric))
-    differences = [as_estimate(row.get("difference")) for row in rows]
-    scale = interval_scale([d for d in differences if d], [0.0])
+    differences = Differences(rows)
     columns = (
         Column("without", "name"),
         Column("difference to the whole loss", "plot"),
@@ -29,19 +29,17 @@ def parts(run: RunFiles) -> Section:
         Column("cosine", "number"),
     )
     body = []
-    for row, difference in zip(rows, differences, strict=True):
-        words = wording.interval(row.get("difference"), signed=True)
-        plot: Any = row.get("reason") or wording.NOTHING
+    for row in rows:
         style = "hand_designed" if row is nearest else "found"
-        if difference:
-            plot = Html(interval_svg(difference, scale, 0.0, style, f"difference {words}"))
         cells = (
-            _removed(row, nearest), plot, words, wording.p_value(row),
+            _removed(row, nearest),
+            differences.plot(row, style, row.get("reason") or wording.NOTHING),
+            wording.interval(row.get("difference"), signed=True),
+            wording.p_value(row),
             number(row.get("cosine"), 3),
-        )  # fmt: skip
+        )
         body.append(Row(cells, style))
-    if any(differences):
-        body.append(Row(("", Html(interval_axis(scale)), "", "", ""), "axis"))
+    body += differences.axis(len(columns))
     of = "" if _same_loss(run, content) else f" It is of another loss: {content.get('formula')}."
     return Section(
         "Which of its parts matter",
